@@ -1,0 +1,179 @@
+"""Every exception that fargatelite raises on purpose. Imports nothing of ours.
+
+::
+
+    FargateliteError
+    ├── InvalidTaskDefinition   the definition or an override breaks a rule (all problems at once)
+    ├── HostUnsupported         this host lacks a kernel feature, a tool or a privilege
+    ├── ConfigurationInvalid    a root, address range or other setting of the host is unusable
+    ├── ImageError              ecs_name CannotPullContainerError
+    │   ├── InvalidReference        the image name itself is malformed
+    │   ├── ImageNotFound           the registry has no such repository, tag or platform
+    │   ├── RegistryDenied          401 or 403: no or wrong credentials
+    │   ├── RegistryUnavailable     cannot connect, 429, 5xx, too slow; retried already
+    │   ├── DigestMismatch          bytes are not what their digest says
+    │   └── ImageInvalid            a manifest, config or layer breaks its format or a bound
+    ├── SandboxFailed           an operation of a launch failed; names op, call, object, errno
+    ├── NetworkFailed           ecs_name ResourceInitializationError
+    ├── CgroupFailed            ecs_name ResourceInitializationError
+    ├── TaskNotFound            no live or recorded task has that id
+    ├── TaskAmbiguous           a shortened id fits more than one task
+    ├── TaskBusy                another process supervises the task
+    └── StateCorrupt            a file of ours has a wrong magic, version, checksum or shape
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = [
+    "CgroupFailed",
+    "ConfigurationInvalid",
+    "DigestMismatch",
+    "FargateliteError",
+    "HostUnsupported",
+    "ImageError",
+    "ImageInvalid",
+    "ImageNotFound",
+    "InvalidReference",
+    "InvalidTaskDefinition",
+    "NetworkFailed",
+    "RegistryDenied",
+    "RegistryUnavailable",
+    "SandboxFailed",
+    "StateCorrupt",
+    "TaskAmbiguous",
+    "TaskBusy",
+    "TaskNotFound",
+]
+
+
+class FargateliteError(Exception):
+    """Root of the tree. A message says what failed, on what, and what to do.
+
+    Attributes:
+        ecs_name: what ECS puts before the text in `stoppedReason` or a container's `reason`
+            (contract 3.2), None where ECS has no such prefix.
+        retryable: whether the same call may succeed later with nothing changed.
+        errno: the system call's error number, None where there was no system call.
+        path: the file or object concerned, None where there is none.
+    """
+
+    ecs_name: str | None = None
+    retryable: bool = False
+
+    def __init__(
+        self, message: str, *, errno: int | None = None, path: str | os.PathLike[str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.errno = errno
+        self.path = os.fspath(path) if path is not None else None
+
+
+class InvalidTaskDefinition(FargateliteError):
+    """The definition or an override breaks one or more rules.
+
+    `problems` are `fargatelite.taskdef.rules.Problem`, in the order of the document; the first one
+    in `problems[0].message` is what the ECS service would have reported.
+    """
+
+    ecs_name = "ClientException"
+
+    def __init__(self, message: str, *, problems: tuple[object, ...] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
+class HostUnsupported(FargateliteError):
+    """This host lacks a kernel feature, a tool or a privilege; see `fargatelite check`."""
+
+    ecs_name = "ResourceInitializationError"
+
+
+class ConfigurationInvalid(FargateliteError):
+    """A setting of the host (root directory, address range, registry option) is unusable."""
+
+
+class ImageError(FargateliteError):
+    """Anything that keeps an image from being pulled, loaded or mounted."""
+
+    ecs_name = "CannotPullContainerError"
+
+
+class InvalidReference(ImageError):
+    """The text is not an image reference."""
+
+
+class ImageNotFound(ImageError):
+    """The registry (or, with pull policy `never`, the store) has no such image."""
+
+
+class RegistryDenied(ImageError):
+    """The registry answered 401 or 403."""
+
+
+class RegistryUnavailable(ImageError):
+    """The registry could not be reached, or went on failing or throttling after all retries."""
+
+    retryable = True
+
+
+class DigestMismatch(ImageError):
+    """Bytes are not what their digest says."""
+
+
+class ImageInvalid(ImageError):
+    """A manifest, config or layer breaks its format or one of our bounds."""
+
+
+class SandboxFailed(FargateliteError):
+    """An operation of a plan failed inside the shim.
+
+    Attributes: `op` (the operation as `describe()` prints it), `op_index`, `call` (system call),
+    `errno`, `path` (its object).
+    """
+
+    ecs_name = "CannotStartContainerError"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        op: str | None = None,
+        op_index: int | None = None,
+        call: str | None = None,
+        errno: int | None = None,
+        path: str | None = None,
+    ) -> None:
+        super().__init__(message, errno=errno, path=path)
+        self.op = op
+        self.op_index = op_index
+        self.call = call
+
+
+class NetworkFailed(FargateliteError):
+    """A task's network could not be set up."""
+
+    ecs_name = "ResourceInitializationError"
+
+
+class CgroupFailed(FargateliteError):
+    """A control group could not be created, limited, read or removed."""
+
+    ecs_name = "ResourceInitializationError"
+
+
+class TaskNotFound(FargateliteError):
+    """No live or recorded task has that id or ARN."""
+
+
+class TaskAmbiguous(FargateliteError):
+    """A shortened task id fits more than one task."""
+
+
+class TaskBusy(FargateliteError):
+    """Another process holds the task's lock: it supervises the task."""
+
+
+class StateCorrupt(FargateliteError):
+    """A file of ours has a wrong magic, an unknown version, a bad checksum or a wrong shape."""
