@@ -1,0 +1,111 @@
+"""Limits and groups as data, and what a driver of a cgroup hierarchy must be able to do.
+
+Promises nothing itself: `v1` and `v2` are the two drivers, `detect` chooses. A task's group holds
+the task's hard limits and has one child per container (contract 4.3).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from msgspec import Struct
+
+__all__ = ["Cgroup", "CgroupLimits", "Driver"]
+
+
+class CgroupLimits(Struct, frozen=True, kw_only=True):
+    """What a group may use. None leaves the kernel's default, which is no limit.
+
+    Memory never includes swap: a memory limit also forbids swapping (contract 4.3).
+    """
+
+    cpu_quota_us: int | None = None
+    """CPU time per period; hard cap (CFS bandwidth)."""
+    cpu_period_us: int = 100_000
+    """100 ms is the ECS agent's period (contract 4.3); used only with a quota."""
+    cpu_shares: int | None = None
+    """Docker's relative weight, 2 to 262144, 1024 by default; on v2 converted to cpu.weight."""
+    memory_bytes: int | None = None
+    memory_soft_bytes: int | None = None
+    """memoryReservation: what reclaim tries to leave to the group."""
+    pids_max: int | None = None
+    devices: bool = True
+    """Whether the group gets Docker's default device list; False inherits from its parent."""
+
+
+class Cgroup(Struct, frozen=True, kw_only=True):
+    """A group that exists: how to join it and which files tell its use."""
+
+    path: str
+    """Relative to a hierarchy's root: `fargatelite/<task>[/<container>]`."""
+    version: int
+    """1 or 2. Decides how the meter reads `cpu_usage_file`."""
+    join_files: tuple[str, ...]
+    """Absolute files; a single-threaded process that writes `0` to each, in this order, is in.
+
+    On v1 the freezer comes first: whoever is in any hierarchy of the group can then be killed.
+    """
+    clone_into: str | None
+    """Directory to open for CLONE_INTO_CGROUP (clone3(2), Linux 5.7); None on v1."""
+    cpu_usage_file: str
+    """v1 cpuacct.usage (ns in text), v2 cpu.stat (`usage_usec` is the first line)."""
+    memory_usage_file: str
+    memory_peak_file: str | None
+    """v1 memory.max_usage_in_bytes, v2 memory.peak (Linux 5.19), None where there is none."""
+
+
+class Driver(Protocol):
+    """One hierarchy version. Every method is thread-safe and takes paths as `Cgroup.path` has them.
+
+    All raise CgroupFailed with the file and the errno when the kernel refuses.
+    """
+
+    version: int
+
+    def create(self, path: str, limits: CgroupLimits) -> Cgroup:
+        """Makes the group and its parents, sets `limits`, reads them back; may be repeated.
+
+        Raises: CgroupFailed also when the kernel holds another value than the one written.
+        """
+        ...
+
+    def kill(self, path: str) -> None:
+        """SIGKILLs every process in the group and below it and waits until none is left.
+
+        Nobody is missed, not even a fork bomb. Returns at once when the group does not exist.
+        Raises: CgroupFailed when processes remain after the deadline (10 s; a process that is stuck
+        in the kernel).
+        """
+        ...
+
+    def remove(self, path: str) -> None:
+        """Removes the group and what is below it, then the project's root group if that is empty.
+
+        Removing what is not there is no error. Exiting processes keep a group busy for a moment:
+        retried for 5 s. Raises: CgroupFailed when processes are still inside after that.
+        """
+        ...
+
+    def oom_kills(self, path: str) -> int:
+        """Processes of the group (and on v2 of groups below it) that the OOM killer killed."""
+        ...
+
+    def cpu_usage_ns(self, path: str) -> int:
+        """CPU time that the group and what is below it used since the group was made."""
+        ...
+
+    def memory_usage_bytes(self, path: str) -> int:
+        """Memory charged to the group and what is below it now, page cache included."""
+        ...
+
+    def memory_peak_bytes(self, path: str) -> int | None:
+        """Highest memory use since the group was made; None where the kernel does not tell."""
+        ...
+
+    def pids(self, path: str) -> list[int]:
+        """Processes in the group and below it, without those in none of our pid namespace."""
+        ...
+
+    def list_tasks(self) -> list[str]:
+        """Names of the groups directly below the project's root in any hierarchy, sorted."""
+        ...

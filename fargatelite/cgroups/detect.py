@@ -1,0 +1,121 @@
+"""Chooses the driver from what is mounted; never configured (design: cgroups).
+
+v2 where its hierarchy has the controllers, else v1. A hybrid host (v1 controllers, an empty v2
+tree) is v1.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from msgspec import Struct
+
+from fargatelite.cgroups import v1, v2
+from fargatelite.cgroups.cgroup import Driver
+from fargatelite.errors import HostUnsupported
+
+__all__ = ["CgroupMounts", "detect_driver", "parse_mounts", "parse_own_groups"]
+
+
+class _Mount(Struct, frozen=True, kw_only=True):
+    """One mounted hierarchy: `root` is the group that `point` shows, `/` for all."""
+
+    root: str
+    point: str
+
+
+class CgroupMounts(Struct, frozen=True, kw_only=True):
+    """What mountinfo says about cgroups: v1 mounts by controller, and the v2 mount."""
+
+    v1: dict[str, _Mount]
+    v2: _Mount | None
+
+
+def parse_mounts(mountinfo: str) -> CgroupMounts:
+    """The hierarchies in the text of /proc/PID/mountinfo (proc_pid_mountinfo(5)).
+
+    Of several mounts of one hierarchy the first counts.
+    """
+    by_controller: dict[str, _Mount] = {}
+    unified: _Mount | None = None
+    for line in mountinfo.splitlines():
+        before, separator, after = line.partition(" - ")
+        fields, rest = before.split(" "), after.split(" ")
+        if not separator or len(fields) < 6 or len(rest) < 3:
+            continue
+        if rest[0] == "cgroup2":
+            unified = unified or _Mount(root=_unescape(fields[3]), point=_unescape(fields[4]))
+        elif rest[0] == "cgroup":
+            mount = _Mount(root=_unescape(fields[3]), point=_unescape(fields[4]))
+            for option in rest[2].split(","):
+                if option in v1.CONTROLLERS:
+                    by_controller.setdefault(option, mount)
+    return CgroupMounts(v1=by_controller, v2=unified)
+
+
+def parse_own_groups(text: str) -> dict[str, str]:
+    """Controller (`""` for v2) to group of a process, from /proc/PID/cgroup (cgroups(7))."""
+    groups: dict[str, str] = {}
+    for line in text.splitlines():
+        _, controllers, group = line.split(":", 2)
+        for controller in controllers.split(","):
+            groups[controller] = group
+    return groups
+
+
+def detect_driver(mountinfo: str | None = None, own_cgroup: str | None = None) -> Driver:
+    """The driver for this host, from this process's mountinfo and cgroup files unless given.
+
+    Raises: HostUnsupported naming the controllers that are missing or not writable.
+    """
+    if mountinfo is None:
+        mountinfo = Path("/proc/self/mountinfo").read_text()
+    if own_cgroup is None:
+        own_cgroup = Path("/proc/self/cgroup").read_text()
+    mounts, own = parse_mounts(mountinfo), parse_own_groups(own_cgroup)
+    if mounts.v2 is not None:
+        root = _writable_root(mounts.v2, own.get("", "/"))
+        if root is not None:
+            available = Path(root, "cgroup.controllers").read_text().split()
+            if set(v2.CONTROLLERS) <= set(available):
+                return v2.V2Driver(root)
+    missing = [name for name in v1.CONTROLLERS if name not in mounts.v1]
+    if missing:
+        raise HostUnsupported(
+            f"no usable cgroup controllers: cgroup v2 lacks one of {', '.join(v2.CONTROLLERS)} and "
+            f"cgroup v1 lacks {', '.join(missing)}: mount cgroup2 at /sys/fs/cgroup"
+        )
+    roots: dict[str, str] = {}
+    for name in v1.CONTROLLERS:
+        root = _writable_root(mounts.v1[name], own.get(name, "/"))
+        if root is None:
+            raise HostUnsupported(
+                f"the cgroup v1 hierarchy {name} at {mounts.v1[name].point} is not writable: "
+                f"fargatelite needs root and a writable hierarchy",
+                path=mounts.v1[name].point,
+            )
+        roots[name] = root
+    return v1.V1Driver(roots)
+
+
+def _writable_root(mount: _Mount, own_group: str) -> str | None:
+    """The mount's top, else our own group in it, whichever is writable first.
+
+    The top is preferred: a supervisor may itself sit in a limited group, and its tasks' limits are
+    theirs alone.
+    """
+    if os.access(mount.point, os.W_OK):
+        return mount.point
+    relative = os.path.relpath(own_group, mount.root)
+    own = os.path.normpath(f"{mount.point}/{relative}")
+    if not relative.startswith("..") and os.access(own, os.W_OK):
+        return own
+    return None
+
+
+def _unescape(text: str) -> str:
+    """mountinfo's octal escapes for blank, tab, newline and backslash."""
+    for octal, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(octal, character)
+    return text
