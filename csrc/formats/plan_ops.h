@@ -15,6 +15,7 @@
     X(LOG, 3, 0, "s") /* path */ \
     X(CAPTURE, 4, 0, "u") /* max_bytes */ \
     X(STREAMS, 5, 0, "uu") /* uid, gid */ \
+    X(TRACE, 6, 0, "s") /* path */ \
     X(JOIN_CGROUP, 16, 1, "s") /* file */ \
     X(JOIN_NETWORK, 17, 1, "") /*  */ \
     X(JOIN_PROCESS, 44, 1, "uu") /* process, flags */ \
@@ -53,6 +54,7 @@ enum op_code {
     OP_LOG = 3,
     OP_CAPTURE = 4,
     OP_STREAMS = 5,
+    OP_TRACE = 6,
     OP_JOIN_CGROUP = 16,
     OP_JOIN_NETWORK = 17,
     OP_JOIN_PROCESS = 44,

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -76,7 +77,7 @@ size_t process_count(const struct shim *shim) {
 
 static void process_clear(struct process *process) {
     memset(process, 0, sizeof *process);
-    process->pidfd = process->status_fd = process->log_fd = -1;
+    process->pidfd = process->status_fd = process->log_fd = process->trace_fd = -1;
     process->streams[0] = process->streams[1] = -1;
 }
 
@@ -84,6 +85,9 @@ static void process_free(struct process *process) {
     close_descriptor(&process->pidfd);
     close_descriptor(&process->status_fd);
     close_descriptor(&process->log_fd);
+    close_descriptor(&process->trace_fd);
+    if (process->trace)
+        munmap(process->trace, TRACE_BYTES);
     close_descriptor(&process->streams[0]);
     close_descriptor(&process->streams[1]);
     free(process->captured);
@@ -136,11 +140,20 @@ int process_start(struct shim *shim, uint32_t number, int plan_fd, struct failur
     return result;
 }
 
+/* A trace is for a person who looks on: one that cannot be written is shorter, nothing else. */
+static void write_trace(struct process *process) {
+    size_t length = (process->trace_count + 1u) * sizeof *process->trace;
+    if (process->trace && write(process->trace_fd, process->trace, length) != (ssize_t)length)
+        process->trace_count = 0;
+    close_descriptor(&process->trace_fd);
+}
+
 /* The child's failure, or end of file: execve closed the pipe, the program runs. */
 static void on_status(struct shim *shim, struct process *process) {
     struct event event;
     ssize_t got = read(process->status_fd, &process->failure, sizeof process->failure);
     close_descriptor(&process->status_fd);
+    write_trace(process);
     if (got == (ssize_t)sizeof process->failure) {
         process->failed = true;
         return; /* told when the child has been reaped */

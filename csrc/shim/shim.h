@@ -23,6 +23,7 @@
 #define MAX_ARGUMENTS 6    /* of one operation */
 #define MAX_LISTED 65536   /* strings of all lists of a plan: argv and environment */
 #define STREAM_BUFFER 65536
+#define TRACE_BYTES ((PLAN_MAX_OPS + 1) * sizeof(uint64_t))
 
 #define cleanup_close __attribute__((cleanup(close_descriptor)))
 
@@ -82,6 +83,9 @@ struct process {
     uint64_t cloned_monotonic_ns;
     uint64_t dropped_log_bytes;
     char *captured; /* NULL: not captured */
+    uint64_t *trace; /* shared with the child: start, then the end of each operation; or NULL */
+    int trace_fd;
+    uint16_t trace_count;
     uint32_t captured_limit;
     uint32_t captured_bytes;
 };

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -83,6 +84,7 @@ struct request_parts {
     uint64_t flags;
     const char *cgroup;
     const char *log;
+    const char *trace;
     uint64_t capture_bytes;
     bool has_owner;
     uid_t stream_uid;
@@ -111,6 +113,9 @@ static int read_parent_ops(struct shim *shim, const struct plan *plan, struct re
             break;
         case OP_LOG:
             parts->log = a[0].bytes.data;
+            break;
+        case OP_TRACE:
+            parts->trace = a[0].bytes.data;
             break;
         case OP_CAPTURE:
             if (a[0].number > EVENT_OUTPUT_BYTES)
@@ -150,7 +155,8 @@ static void reset_signals(void) {
 }
 
 /* In the child: never returns. Only async-signal-safe calls: the plan is decoded, memory is there. */
-static void run_child(struct shim *shim, const struct plan *plan, int out, int err, int status) {
+static void run_child(struct shim *shim, const struct plan *plan, uint64_t *trace, int out, int err,
+                      int status) {
     struct failure failure = {.op_index = 0xffff};
     struct child child = {.shim = shim};
     int result = 0;
@@ -165,7 +171,12 @@ static void run_child(struct shim *shim, const struct plan *plan, int out, int e
             continue;
         failure.op_index = i;
         failure.op_code = op->code;
+        /* execve does not come back: its time is that of its start. */
+        if (trace && op->code == OP_EXEC)
+            trace[i + 1] = monotonic_ns();
         result = child_execute(&child, op, &failure);
+        if (trace)
+            trace[i + 1] = monotonic_ns();
     }
     /* execve does not return on success, so this is a failure; a write below PIPE_BUF is whole. */
     ssize_t wrote = write(status, &failure, sizeof failure);
@@ -195,6 +206,19 @@ int spawn_process(struct shim *shim, const struct plan *plan, struct process *pr
             return FAIL(failure, "malloc", "captured output");
         process->captured_limit = (uint32_t)parts.capture_bytes;
     }
+    if (parts.trace) {
+        process->trace_fd = openat(shim->run_fd, parts.trace,
+                                   O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (process->trace_fd < 0)
+            return FAIL(failure, "openat", parts.trace);
+        process->trace =
+            mmap(NULL, TRACE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        if (process->trace == MAP_FAILED) {
+            process->trace = NULL;
+            return FAIL(failure, "mmap", "trace");
+        }
+        process->trace_count = plan->op_count;
+    }
     if (parts.cgroup && (cgroup_fd = open(parts.cgroup, O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0)
         return FAIL(failure, "open", parts.cgroup);
     if (make_stream(&parts, ends, failure))
@@ -214,9 +238,11 @@ int spawn_process(struct shim *shim, const struct plan *plan, struct process *pr
         return FAIL(failure, "setns", "pid namespace of the process to join");
     process->started_at_ns = wall_ns();
     process->cloned_monotonic_ns = monotonic_ns();
+    if (process->trace)
+        process->trace[0] = process->cloned_monotonic_ns;
     process->pid = clone3(parts.flags, &process->pidfd, cgroup_fd);
     if (process->pid == 0)
-        run_child(shim, plan, out_write, err_write, status_write);
+        run_child(shim, plan, process->trace, out_write, err_write, status_write);
     int error = errno;
     if (parts.join && setns(shim->pidns_fd, CLONE_NEWPID))
         return FAIL(failure, "setns", "own pid namespace"); /* cannot fail: it is our own */

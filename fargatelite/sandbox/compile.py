@@ -93,6 +93,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     clone_into: str | None
     seccomp: bytes
     capabilities: int
+    trace_path: str | None = None
     rlimits: tuple[tuple[str, int, int], ...] = ()
     readonly_root: bool = False
 
@@ -214,6 +215,7 @@ def compile_container(spec: ContainerSpec) -> Plan:
         ),
         op("log", spec.log_path),
         op("streams", base + process.user.uid, base + process.user.gid),
+        *((op("trace", spec.trace_path),) if spec.trace_path is not None else ()),
         *(op("join_cgroup", path) for path in spec.join_files),
         op("unshare", CLONE_NEWCGROUP),
         op("join_network"),

@@ -79,6 +79,9 @@ OPERATIONS: dict[str, Operation] = {
         _operation("log", 3, "parent", "path:s", "append stdout and stderr to this file"),
         _operation("capture", 4, "parent", "max_bytes:u", "keep the end of stdout and stderr"),
         _operation("streams", 5, "parent", "uid:u gid:u", "owner of the stdout and stderr pipes"),
+        _operation(
+            "trace", 6, "parent", "path:s", "write when each operation ended (ns) to this file"
+        ),
         # Child: in order, until exec.
         _operation("join_cgroup", 16, "child", "file:s", "write 0 to this file (cgroup.procs)"),
         _operation("join_network", 17, "child", "", "enter the task's network namespace"),

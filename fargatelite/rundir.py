@@ -1,0 +1,227 @@
+"""A task's run directory: layout, state replaced whole, the supervisor's lock, the event log.
+
+::
+
+    <run root>/tasks/<task id>/
+        lock         flock(2) held by the process that supervises the task
+        state.json   {"version": 1, ...}, replaced by rename
+        desired.json a stop that another process asked for, replaced by rename
+        events.jsonl what happened, one event a line, appended
+        exits        exit records, written by the shim
+        shim.sock    the shim's control socket
+        files/       hosts, hostname, resolv.conf of the task
+
+It is recorded before anything else of a task exists, and removed after everything else is gone, so
+that `gc` finds all that a crash leaves. Files are written by us only and read back with O_NOFOLLOW.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from fargatelite.errors import ConfigurationInvalid, StateCorrupt, TaskBusy, TaskNotFound
+from fargatelite.names import TaskId, parse_task_id
+
+__all__ = ["DesiredStop", "RunDirectory", "ensure_private_directory", "replace_file"]
+
+STATE_NAME, DESIRED_NAME, EVENTS_NAME, EXITS_NAME = (
+    "state.json",
+    "desired.json",
+    "events.jsonl",
+    "exits",
+)
+
+
+def ensure_private_directory(path: Path) -> Path:
+    """Creates a directory of ours with mode 0700; an existing one must belong to us.
+
+    Raises: ConfigurationInvalid for one of another user or one that others can enter
+        (CVE-2021-41091: setuid files of images within reach of any user of the host).
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = path.lstat()
+    except OSError as error:
+        raise ConfigurationInvalid(
+            f"cannot create {path}: {error.strerror}; run as root, or choose another root with "
+            "--data-root and --run-root",
+            errno=error.errno,
+            path=path,
+        ) from error
+    if info.st_uid != os.geteuid() or info.st_mode & 0o077:
+        raise ConfigurationInvalid(
+            f"{path} must belong to uid {os.geteuid()} with mode 0700, it has uid {info.st_uid} "
+            f"and mode {info.st_mode & 0o7777:o}",
+            path=path,
+        )
+    return path
+
+
+def replace_file(path: Path, data: bytes, *, sync: bool = False) -> None:
+    """Replaces a file whole: readers see the old or the new content, never a part.
+
+    `sync` makes the content durable before the rename, for what a power loss must not take.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+class DesiredStop(msgspec.Struct, frozen=True, kw_only=True):
+    """A stop that was asked for through the file system."""
+
+    version: int = 1
+    stop_code: str
+    reason: str
+
+
+class RunDirectory:
+    """One task's run directory."""
+
+    def __init__(self, runs: Path, task_id: TaskId) -> None:
+        self.task_id = task_id
+        self.path = runs / task_id
+        self._lock_fd = -1
+
+    @classmethod
+    def create(cls, runs: Path, task_id: TaskId) -> RunDirectory:
+        """Makes the directory of a new task and takes its lock."""
+        ensure_private_directory(runs.parent)
+        ensure_private_directory(runs)
+        directory = cls(runs, task_id)
+        directory.path.mkdir(mode=0o700)
+        (directory.path / "files").mkdir(mode=0o755)
+        directory.lock()
+        return directory
+
+    @classmethod
+    def list_all(cls, runs: Path) -> Iterator[RunDirectory]:
+        """All run directories; names that are no task id are not ours and left alone."""
+        try:
+            names = sorted(os.listdir(runs))
+        except FileNotFoundError:
+            return
+        for name in names:
+            with contextlib.suppress(StateCorrupt):
+                yield cls(runs, parse_task_id(name))
+
+    def lock(self) -> None:
+        """Takes the supervisor's lock; it is gone with this process.
+
+        Raises: TaskBusy when another process has it, TaskNotFound when the task is gone.
+        """
+        try:
+            fd = os.open(
+                self.path / "lock",
+                os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
+                0o600,
+            )
+        except FileNotFoundError as error:
+            raise TaskNotFound(f"task {self.task_id} is gone") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(fd)
+            raise TaskBusy(f"task {self.task_id} is supervised by another process") from error
+        self._lock_fd = fd
+
+    def is_supervised(self) -> bool:
+        """Whether a process holds the lock (this one included)."""
+        if self._lock_fd >= 0:
+            return True
+        try:
+            fd = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            fd = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        with open(fd, "rb") as file:
+            return file.read()
+
+    def write_state(self, data: bytes) -> None:
+        """Replaces the recorded state."""
+        replace_file(self.path / STATE_NAME, data)
+
+    def read_state(self) -> bytes | None:
+        """The recorded state; None when there is none yet or the task is gone."""
+        return self._read(STATE_NAME)
+
+    def request_stop(self, desired: DesiredStop) -> None:
+        """Records that the task shall stop; its supervisor watches for this file.
+
+        Raises: TaskNotFound when the task is gone.
+        """
+        try:
+            replace_file(self.path / DESIRED_NAME, msgspec.json.encode(desired))
+        except FileNotFoundError as error:
+            raise TaskNotFound(f"task {self.task_id} is gone") from error
+
+    def read_desired(self) -> DesiredStop | None:
+        """The stop that was asked for, None when there was none.
+
+        Raises: StateCorrupt.
+        """
+        data = self._read(DESIRED_NAME)
+        if data is None:
+            return None
+        try:
+            return msgspec.json.decode(data, type=DesiredStop)
+        except msgspec.MsgspecError as error:
+            path = self.path / DESIRED_NAME
+            raise StateCorrupt(f"{path}: {error}", path=path) from error
+
+    def append_event(self, line: bytes) -> None:
+        """Appends one line (without newline) to the task's events."""
+        fd = os.open(
+            self.path / EVENTS_NAME,
+            os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
+            0o600,
+        )
+        try:
+            os.write(fd, line + b"\n")
+        finally:
+            os.close(fd)
+
+    def remove(self) -> None:
+        """Removes the directory and lets go of the lock; the last step of a task's removal."""
+        shutil.rmtree(self.path, ignore_errors=False, onerror=_ignore_missing)
+        self.unlock()
+
+    def unlock(self) -> None:
+        """Lets go of the lock without removing anything."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
+def _ignore_missing(function: object, path: str, info: tuple[type, BaseException, object]) -> None:
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]

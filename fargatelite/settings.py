@@ -1,0 +1,140 @@
+"""Where state lies and what this host pretends to be: one frozen record, read once.
+
+Order of precedence, as podman and the AWS CLI have it: arguments, environment variables, the
+configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
+/etc/fargatelite/config.toml::
+
+    data_root = "/var/lib/fargatelite"   # images, ledgers, records of stopped tasks
+    run_root  = "/run/fargatelite"       # live tasks; gone after a reboot
+    region    = "us-east-1"
+    account   = "000000000000"
+    cluster   = "default"
+    insecure_registries = ["registry.test:5000"]   # plain HTTP; loopback needs no entry
+    ecr_endpoint_url = "http://127.0.0.1:4566"     # where GetAuthorizationToken is asked
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fargatelite.errors import ConfigurationInvalid
+
+__all__ = ["DEFAULT_CONFIG", "Settings", "load_settings"]
+
+DEFAULT_CONFIG = Path("/etc/fargatelite/config.toml")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The host's settings. Both roots are absolute paths, made with mode 0700."""
+
+    data_root: str = "/var/lib/fargatelite"
+    run_root: str = "/run/fargatelite"
+    region: str = "us-east-1"
+    account: str = "000000000000"
+    cluster: str = "default"
+    insecure_registries: tuple[str, ...] = ()
+    ecr_endpoint_url: str | None = None
+
+    @property
+    def images(self) -> Path:
+        """The image store."""
+        return Path(self.data_root, "images")
+
+    @property
+    def ledgers(self) -> Path:
+        """One ledger per task."""
+        return Path(self.data_root, "ledger")
+
+    @property
+    def records(self) -> Path:
+        """One directory per task: its record once it has stopped, and its logs."""
+        return Path(self.data_root, "records")
+
+    @property
+    def layers(self) -> Path:
+        """Writable layers of live tasks."""
+        return Path(self.data_root, "tasks")
+
+    @property
+    def cache(self) -> Path:
+        """What can be made again at any time."""
+        return Path(self.data_root, "cache")
+
+    @property
+    def runs(self) -> Path:
+        """Run directories of live tasks."""
+        return Path(self.run_root, "tasks")
+
+
+_VARIABLES = {
+    "data_root": "FARGATELITE_DATA_ROOT",
+    "run_root": "FARGATELITE_RUN_ROOT",
+    "region": "FARGATELITE_REGION",
+    "account": "FARGATELITE_ACCOUNT",
+    "cluster": "FARGATELITE_CLUSTER",
+    "ecr_endpoint_url": "FARGATELITE_ECR_ENDPOINT_URL",
+}
+_FORMS = {
+    "region": re.compile(r"[a-z]{2}(-[a-z]+)+-\d", re.ASCII),
+    "account": re.compile(r"\d{12}", re.ASCII),
+    "cluster": re.compile(r"[A-Za-z0-9_-]{1,255}", re.ASCII),
+}
+
+
+def _read_file(environment: Mapping[str, str]) -> dict[str, Any]:
+    chosen = environment.get("FARGATELITE_CONFIG")
+    path = Path(chosen) if chosen else DEFAULT_CONFIG
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        if chosen:
+            raise ConfigurationInvalid(
+                f"configuration file {path} is not there; correct FARGATELITE_CONFIG", path=path
+            ) from error
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationInvalid(
+            f"configuration file {path} is not TOML: {error}", path=path
+        ) from error
+
+
+def load_settings(
+    *,
+    data_root: str | os.PathLike[str] | None = None,
+    run_root: str | os.PathLike[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings of this host; arguments beat variables, which beat the file.
+
+    Raises: ConfigurationInvalid naming the setting and what is allowed.
+    """
+    environment = os.environ if environment is None else environment
+    values = _read_file(environment)
+    for name, variable in _VARIABLES.items():
+        if environment.get(variable):
+            values[name] = environment[variable]
+    for name, chosen in (("data_root", data_root), ("run_root", run_root)):
+        if chosen is not None:
+            values[name] = os.fspath(chosen)
+    try:
+        settings = msgspec.convert(values, Settings)
+    except msgspec.ValidationError as error:
+        raise ConfigurationInvalid(f"configuration: {error}") from error
+    for name, form in _FORMS.items():
+        if not form.fullmatch(getattr(settings, name)):
+            raise ConfigurationInvalid(
+                f"configuration: {name} {getattr(settings, name)!r} is not of the form "
+                f"{form.pattern}"
+            )
+    return msgspec.structs.replace(
+        settings,
+        data_root=os.path.abspath(settings.data_root),
+        run_root=os.path.abspath(settings.run_root),
+    )
