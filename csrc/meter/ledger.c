@@ -1,0 +1,87 @@
+#define _GNU_SOURCE /* mremap */
+#include "segment.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* 256 records: ten seconds of the largest task (16 groups) and its final samples. */
+#define SEGMENT_RESERVE 256u
+/* 64 KiB: 1,024 records. A task of a minute with two containers takes one step. */
+#define SEGMENT_STEP_BYTES (64u * 1024u)
+
+static uint32_t crc_table[256];
+
+void segment_prepare(void) {
+    for (uint32_t index = 0; index < 256; index++) {
+        uint32_t value = index;
+        for (int bit = 0; bit < 8; bit++)
+            value = (value >> 1) ^ ((value & 1) ? 0xEDB88320u : 0);
+        crc_table[index] = value; /* the same on every call: racing threads store equal values */
+    }
+}
+
+uint32_t ledger_crc32(const void *data, size_t length) {
+    const unsigned char *bytes = data;
+    uint32_t crc = 0xFFFFFFFFu;
+    for (size_t at = 0; at < length; at++)
+        crc = (crc >> 8) ^ crc_table[(crc ^ bytes[at]) & 0xFF];
+    return ~crc;
+}
+
+static size_t record_offset(uint32_t seq) {
+    return LEDGER_HEADER_BYTES + (size_t)seq * sizeof(struct ledger_record);
+}
+
+int segment_open(struct segment *segment, int fd, uint32_t next_seq) {
+    struct segment opened = {.fd = fd, .mapping = NULL, .mapped_bytes = 0, .next_seq = next_seq};
+    int result = segment_reserve(&opened);
+    if (result == 0)
+        *segment = opened;
+    return result;
+}
+
+int segment_reserve(struct segment *segment) {
+    if (segment->next_seq > UINT32_MAX - SEGMENT_RESERVE)
+        return -EFBIG;
+    size_t needed = record_offset(segment->next_seq + SEGMENT_RESERVE);
+    if (needed <= segment->mapped_bytes)
+        return 0;
+    size_t bytes = (needed + SEGMENT_STEP_BYTES - 1) / SEGMENT_STEP_BYTES * SEGMENT_STEP_BYTES;
+    int error = posix_fallocate(segment->fd, 0, (off_t)bytes);
+    if (error != 0)
+        return -error;
+    void *mapping = segment->mapping == NULL
+                        ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, segment->fd, 0)
+                        : mremap(segment->mapping, segment->mapped_bytes, bytes, MREMAP_MAYMOVE);
+    if (mapping == MAP_FAILED)
+        return -errno;
+    segment->mapping = mapping;
+    segment->mapped_bytes = bytes;
+    return 0;
+}
+
+int segment_append(struct segment *segment, struct ledger_record *record) {
+    size_t offset = record_offset(segment->next_seq);
+    if (offset + sizeof *record > segment->mapped_bytes)
+        return -ENOSPC;
+    record->seq = segment->next_seq;
+    record->crc32 = ledger_crc32(record, offsetof(struct ledger_record, crc32));
+    memcpy(segment->mapping + offset, record, sizeof *record);
+    segment->next_seq++;
+    return 0;
+}
+
+void segment_close(struct segment *segment, int trim) {
+    munmap(segment->mapping, segment->mapped_bytes);
+    /* Nothing is lost when this fails: unwritten records are zero and readers know them. */
+    int ignored = trim ? ftruncate(segment->fd, (off_t)record_offset(segment->next_seq)) : 0;
+    (void)ignored;
+    if (segment->fd >= 0)
+        close(segment->fd);
+    segment->fd = -1;
+    segment->mapping = NULL;
+}

@@ -1,0 +1,344 @@
+"""Starts and stops the C thread that samples every task of this process once a second.
+
+Files are opened here, so that an error has a name, and handed over as descriptors; the sweep
+itself never runs Python (csrc/meter/meter.c). The meter may not import `cgroups` (its sibling), so
+a group is whatever has the attributes of `SampledGroup`; `cgroups.cgroup.Cgroup` has.
+
+A process that forks without exec shares the locks on the ledgers: use subprocess or multiprocessing
+with "spawn" in programs that run tasks.
+
+Measured: see benchmarks/meter_tick.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import importlib
+import os
+import threading
+from pathlib import Path
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from fargatelite.errors import (
+    CgroupFailed,
+    FargateliteError,
+    HostUnsupported,
+    StateCorrupt,
+    TaskBusy,
+)
+from fargatelite.meter import ledger
+from fargatelite.names import parse_task_id
+
+__all__ = ["LatestSample", "MeterCounters", "SampledGroup", "Sampler"]
+
+_TASK_INDEX = 0xFFFF
+
+
+class SampledGroup(Protocol):
+    """The files of a group that are read each second; see `cgroups.cgroup.Cgroup`."""
+
+    @property
+    def version(self) -> int:
+        """1 or 2."""
+
+    @property
+    def cpu_usage_file(self) -> str:
+        """v1 cpuacct.usage or v2 cpu.stat."""
+
+    @property
+    def memory_usage_file(self) -> str:
+        """A file with one number."""
+
+    @property
+    def memory_peak_file(self) -> str | None:
+        """A file with one number, None where the kernel has none."""
+
+
+class MeterCounters(Struct, frozen=True, kw_only=True):
+    """How the thread itself does."""
+
+    ticks: int
+    late_ticks: int
+    """Begun 100 ms or more after their second."""
+    dropped_records: int
+    """Not stored since the ledger's file system is full."""
+    worst_late_us: int
+    last_sweep_ns: int
+
+
+class LatestSample(Struct, frozen=True, kw_only=True):
+    """The newest values of one group; None for a value that could not be read."""
+
+    wall_ns: int
+    cpu_usage_ns: int | None
+    memory_bytes: int | None
+    memory_peak_bytes: int | None
+
+
+class _Task:
+    """What Python keeps of a task: a descriptor for names, and which index has which name."""
+
+    def __init__(self, path: Path, descriptor: int, names: list[str]) -> None:
+        self.path = path
+        self.descriptor = descriptor
+        self.names = names
+
+
+class Sampler:
+    """The meter of this process; one is enough. Every method may be called from any thread.
+
+    Use as a context manager, or `start()` and `stop()`. Tasks may be added before the start; then
+    only what is asked for is sampled.
+    """
+
+    def __init__(self) -> None:
+        try:
+            extension = importlib.import_module("fargatelite.meter._meter")
+        except ImportError as error:
+            raise HostUnsupported(
+                "the meter extension is not built: run `python csrc/build.py` or reinstall"
+            ) from error
+        self._ffi: Any = extension.ffi
+        self._lib: Any = extension.lib
+        self._lock = threading.Lock()
+        self._tasks: dict[str, _Task] = {}
+        pointer = self._lib.meter_create()
+        if pointer == self._ffi.NULL:
+            raise MemoryError("no memory for the meter")
+        self._meter: Any = self._ffi.gc(pointer, self._lib.meter_destroy)
+
+    def __enter__(self) -> Sampler:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts the thread; once it runs, no error. Raises: HostUnsupported."""
+        with self._lock:
+            result = self._lib.meter_start(self._meter)
+        if result not in (0, -errno.EALREADY):
+            raise HostUnsupported(f"cannot start the meter: {_name(result)}", errno=-result)
+
+    def stop(self) -> None:
+        """Ends and joins the thread. Tasks stay, for last samples; remove each of them."""
+        with self._lock:
+            result = self._lib.meter_stop(self._meter)
+        if result < 0:
+            raise FargateliteError(f"cannot stop the meter: {_name(result)}", errno=-result)
+
+    def add(
+        self,
+        task_id: str,
+        ledger_path: str | os.PathLike[str],
+        header: ledger.LedgerHeader,
+        group: SampledGroup | None,
+    ) -> None:
+        """Opens or continues the task's ledger and samples its own group from now on.
+
+        `header` counts only when the ledger is new, its `containers` should be empty; an existing
+        one must be of the same task. With `group` None only containers are sampled.
+        Raises: TaskBusy when another process (or this one) writes the ledger; StateCorrupt when the
+        file is of another task or damaged; CgroupFailed; OSError for the ledger's directory.
+        """
+        parse_task_id(task_id)  # C compares 32 bytes
+        path = Path(ledger_path)
+        descriptor, opened, next_seq = _open_segment(path, header)
+        try:
+            self._hand_over(task_id, path, descriptor, next_seq)
+            with self._lock:
+                self._tasks[task_id] = _Task(path, descriptor, list(opened.containers))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if group is not None:
+            try:
+                self._add_group(task_id, _TASK_INDEX, group)
+            except BaseException:
+                self.remove(task_id)
+                raise
+
+    def add_container(self, task_id: str, name: str, group: SampledGroup) -> None:
+        """Samples a container's group from now on; the first sample is taken here.
+
+        A container that restarts is added again under its name after `remove_container`.
+        Raises: TaskBusy when it is being sampled; CgroupFailed when a file cannot be opened;
+        StateCorrupt for the 16th name.
+        """
+        with self._lock:
+            task = self._task(task_id)
+            if name not in task.names:
+                index = len(task.names)
+                if index >= ledger.MAX_CONTAINERS:
+                    raise StateCorrupt(
+                        f"ledger {task.path} holds {ledger.MAX_CONTAINERS} containers at most",
+                        path=task.path,
+                    )
+                os.pwrite(task.descriptor, ledger.encode_name(name), ledger.name_offset(index))
+                task.names.append(name)
+            index = task.names.index(name)
+        self._add_group(task_id, index, group)
+
+    def sample_now(self, task_id: str) -> None:
+        """One extra sample of all groups of the task.
+
+        Raises: KeyError for a task that was not added, OSError when the ledger has no room.
+        """
+        with self._lock:
+            self._task(task_id)
+        self._check(self._lib.meter_sample_task(self._meter, task_id.encode()), "sample", task_id)
+
+    def remove_container(self, task_id: str, name: str) -> None:
+        """Takes the last sample of a container and lets its group go; call it before removal.
+
+        A container that is not sampled (any more) is no error.
+        """
+        with self._lock:
+            task = self._tasks.get(task_id)
+            if task is None or name not in task.names:
+                return
+            index = task.names.index(name)
+        result = self._lib.meter_end_group(self._meter, task_id.encode(), index)
+        if result != -errno.ENOENT:
+            self._check(result, "take the last sample of", task_id)
+
+    def remove(self, task_id: str) -> None:
+        """Takes the last sample of every group, cuts the ledger to its length and closes it.
+
+        A task that is not there is no error. Raises: OSError when the ledger had no room for it.
+        """
+        with self._lock:
+            task = self._tasks.pop(task_id, None)
+        if task is None:
+            return
+        result = self._lib.meter_remove_task(self._meter, task_id.encode())
+        os.close(task.descriptor)
+        self._check(result, "take the last samples of", task_id)
+
+    def latest(self, task_id: str) -> dict[str | None, LatestSample]:
+        """The newest sample of each container by name, and of the task's own group by None."""
+        with self._lock:
+            names = list(self._task(task_id).names)
+        capacity = ledger.MAX_CONTAINERS + 1
+        records = self._ffi.new("struct ledger_record[]", capacity)
+        count = self._lib.meter_latest(self._meter, task_id.encode(), records, capacity)
+        self._check(min(count, 0), "read the samples of", task_id)
+        found: dict[str | None, LatestSample] = {}
+        for record in records[0:count]:
+            flags = ledger.SampleFlag(record.flags)
+            name = None if record.container == _TASK_INDEX else names[record.container]
+            found[name] = LatestSample(
+                wall_ns=record.wall_ns,
+                cpu_usage_ns=None
+                if flags & ledger.SampleFlag.GAP_CPU
+                else int(record.cpu_usage_ns),
+                memory_bytes=None
+                if flags & ledger.SampleFlag.GAP_MEMORY
+                else int(record.memory_bytes),
+                memory_peak_bytes=None
+                if flags & ledger.SampleFlag.GAP_PEAK
+                else int(record.memory_peak_bytes),
+            )
+        return found
+
+    def counters(self) -> MeterCounters:
+        """Ticks and their punctuality since the start of the process."""
+        raw = self._ffi.new("struct meter_counters *")
+        self._lib.meter_read_counters(self._meter, raw)
+        return MeterCounters(
+            ticks=raw.ticks,
+            late_ticks=raw.late_ticks,
+            dropped_records=raw.dropped_records,
+            worst_late_us=raw.worst_late_us,
+            last_sweep_ns=raw.last_sweep_ns,
+        )
+
+    def run_sweeps(self, count: int) -> float:
+        """For benchmarks: `count` sweeps over all tasks back to back; ns per sweep."""
+        return int(self._lib.meter_run_sweeps(self._meter, count)) / count
+
+    def run_reads(self, count: int) -> float:
+        """For benchmarks: only the system calls of such sweeps; ns per sweep. Raises: OSError."""
+        spent_ns = int(self._lib.meter_run_reads(self._meter, count))
+        if spent_ns < 0:
+            raise OSError(-spent_ns, os.strerror(-spent_ns))
+        return spent_ns / count
+
+    def _task(self, task_id: str) -> _Task:
+        task = self._tasks.get(task_id)
+        if task is None:
+            raise KeyError(f"task {task_id} is not being sampled")
+        return task
+
+    def _hand_over(self, task_id: str, path: Path, descriptor: int, next_seq: int) -> None:
+        """Gives C a duplicate: both share the lock, which ends with the last of the two."""
+        copy = os.dup(descriptor)
+        result = self._lib.meter_add_task(self._meter, task_id.encode(), copy, next_seq)
+        if result < 0:
+            os.close(copy)
+            if result == -errno.EEXIST:
+                raise TaskBusy(f"task {task_id} is being sampled already", path=path)
+            raise OSError(-result, os.strerror(-result), os.fspath(path))
+
+    def _add_group(self, task_id: str, index: int, group: SampledGroup) -> None:
+        files = self._ffi.new("struct cgroup_files *")
+        opened: list[int] = []
+        try:
+            for file in (group.cpu_usage_file, group.memory_usage_file, group.memory_peak_file):
+                opened.append(-1 if file is None else _open_counter(file))
+            files.version = group.version
+            files.cpu_fd, files.memory_fd, files.peak_fd = opened
+            files.group_id = os.fstat(opened[0]).st_ino
+            result = self._lib.meter_add_group(self._meter, task_id.encode(), index, files)
+            if result == -errno.EEXIST:
+                raise TaskBusy(f"that container of task {task_id} is being sampled already")
+            self._check(result, "sample", task_id)
+        except BaseException:
+            for descriptor in opened:
+                if descriptor >= 0:
+                    os.close(descriptor)
+            raise
+
+    def _check(self, result: int, action: str, task_id: str) -> None:
+        if result == -errno.ENOENT:
+            raise KeyError(f"cannot {action} task {task_id}: it is not being sampled")
+        if result < 0:
+            raise OSError(-result, f"cannot {action} task {task_id}: {os.strerror(-result)}")
+
+
+def _open_counter(file: str) -> int:
+    try:
+        return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, "?")
+        raise CgroupFailed(f"cannot meter {file}: {name}", errno=error.errno, path=file) from error
+
+
+def _open_segment(path: Path, header: ledger.LedgerHeader) -> tuple[int, ledger.LedgerHeader, int]:
+    """The locked ledger, its header as it is in the file, and the next record's seq."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TaskBusy(f"another process writes ledger {path}", path=path) from error
+        if os.fstat(descriptor).st_size == 0:
+            os.pwrite(descriptor, ledger.encode_header(header), 0)
+        found = ledger.read_ledger(path)
+        if found.header.task_id != header.task_id:
+            raise StateCorrupt(
+                f"ledger {path} is of task {found.header.task_id}, not {header.task_id}", path=path
+            )
+        return descriptor, found.header, found.next_seq
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _name(result: int) -> str:
+    return errno.errorcode.get(-result, "?")
