@@ -1,0 +1,201 @@
+"""Which task has which slot, kept in files below the run root so that it survives any crash.
+
+`slots/<index>.json` names the slot's task; `network.json` holds the subnet, chosen by the first
+task and dropped with the last slot. All changes happen under one flock; a slot file is complete the
+moment that it has its name (written aside, then linked), and exists before anything of the slot is
+made in the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import ipaddress
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from fargatelite.errors import ConfigurationInvalid, NetworkFailed, StateCorrupt
+from fargatelite.names import TaskId
+from fargatelite.network.slot import MAX_SLOTS, Slot, slot_for
+
+__all__ = ["FORMAT_VERSION", "SlotPool", "choose_subnet", "host_networks", "parse_fib_trie"]
+
+FORMAT_VERSION = 1
+
+_CANDIDATES = (
+    "10.213.0.0/16",
+    "172.29.0.0/16",
+    "192.168.208.0/20",
+    "100.96.0.0/16",
+    "10.64.0.0/10",
+)
+"""Away from the defaults of Docker (172.17-20), podman (10.88-89), k3s (10.42-43), libvirt."""
+
+_LEAF = re.compile(r"^\s*\|-- (\d+\.\d+\.\d+\.\d+)$")
+_PREFIX = re.compile(r"^\s*/(\d+) \w+ (\w+)")
+
+
+class _NetworkFile(Struct, frozen=True, kw_only=True):
+    version: int
+    subnet: str
+
+
+class _SlotFile(Struct, frozen=True, kw_only=True):
+    version: int
+    task_id: str
+
+
+_File = TypeVar("_File", _NetworkFile, _SlotFile)
+
+
+def parse_fib_trie(text: str) -> list[ipaddress.IPv4Network]:
+    """Every IPv4 route and address in /proc/net/fib_trie, of all tables, but no default route."""
+    networks: set[ipaddress.IPv4Network] = set()
+    address = ""
+    for line in text.splitlines():
+        if leaf := _LEAF.match(line):
+            address = leaf[1]
+        elif (prefix := _PREFIX.match(line)) and address and int(prefix[1]) > 0:
+            networks.add(ipaddress.IPv4Network(f"{address}/{prefix[1]}", strict=False))
+    return sorted(networks)
+
+
+def host_networks() -> list[ipaddress.IPv4Network]:
+    """What a subnet must not overlap on this host: routes, addresses, nameservers."""
+    networks = parse_fib_trie(Path("/proc/net/fib_trie").read_text())
+    for file in (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf")):
+        with contextlib.suppress(FileNotFoundError):
+            for line in file.read_text().splitlines():
+                words = line.split()
+                if len(words) > 1 and words[0] == "nameserver":
+                    with contextlib.suppress(ValueError):  # an IPv6 server
+                        networks.append(ipaddress.IPv4Network(words[1]))
+    return networks
+
+
+def choose_subnet(taken: Iterable[ipaddress.IPv4Network]) -> str:
+    """The first /20 of our candidates that overlaps nothing in `taken`.
+
+    Raises: ConfigurationInvalid when all do.
+    """
+    occupied = list(taken)
+    for candidate in _CANDIDATES:
+        for subnet in ipaddress.IPv4Network(candidate).subnets(new_prefix=20):
+            if not any(subnet.overlaps(network) for network in occupied):
+                return str(subnet)
+    raise ConfigurationInvalid(
+        f"no free /20 for tasks in {', '.join(_CANDIDATES)}: the host routes all of them"
+    )
+
+
+class SlotPool:
+    """The slots of one run root. Methods may be called from any thread and process at once."""
+
+    def __init__(self, run_root: Path) -> None:
+        self._directory = run_root / "slots"
+        self._network_file = run_root / "network.json"
+
+    def allocate(self, task_id: TaskId) -> Slot:
+        """The task's slot, a free one if it has none yet; recorded before this returns.
+
+        Raises: NetworkFailed when all slots are taken; ConfigurationInvalid without a free subnet;
+        StateCorrupt.
+        """
+        with self._locked():
+            subnet = self._ensure_subnet()
+            taken = self._read_slots()
+            for index, owner in taken.items():
+                if owner == task_id:
+                    return slot_for(index, task_id, subnet)
+            for index in range(MAX_SLOTS):
+                if index not in taken:
+                    content = _SlotFile(version=FORMAT_VERSION, task_id=task_id)
+                    self._publish(self._directory / f"{index}.json", content)
+                    return slot_for(index, task_id, subnet)
+        raise NetworkFailed(f"all {MAX_SLOTS} network slots are taken: stop a task or run gc")
+
+    def release(self, task_id: TaskId) -> None:
+        """Frees the task's slot, if it has one; call it when nothing of the slot is left."""
+        with self._locked():
+            taken = self._read_slots()
+            for index, owner in taken.items():
+                if owner == task_id:
+                    (self._directory / f"{index}.json").unlink()
+            if all(owner == task_id for owner in taken.values()):
+                self._network_file.unlink(missing_ok=True)
+
+    def list(self) -> list[Slot]:
+        """All slots that are taken, by index."""
+        with self._locked():
+            taken = self._read_slots()
+            if not taken:
+                return []
+            subnet = self._ensure_subnet()
+        return [slot_for(index, TaskId(owner), subnet) for index, owner in sorted(taken.items())]
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(
+            self._directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _ensure_subnet(self) -> str:
+        try:
+            stored = _decode(self._network_file, _NetworkFile)
+        except FileNotFoundError:
+            subnet = choose_subnet(host_networks())
+            self._publish(self._network_file, _NetworkFile(version=FORMAT_VERSION, subnet=subnet))
+            return subnet
+        try:
+            ipaddress.IPv4Network(stored.subnet)
+        except ValueError as error:
+            raise StateCorrupt(
+                f"{self._network_file} holds subnet {stored.subnet!r}", path=self._network_file
+            ) from error
+        return stored.subnet
+
+    def _read_slots(self) -> dict[int, str]:
+        slots: dict[int, str] = {}
+        for path in self._directory.glob("*.json"):
+            if not path.stem.isdecimal() or int(path.stem) >= MAX_SLOTS:
+                raise StateCorrupt(f"{path} is not the name of a slot", path=path)
+            slots[int(path.stem)] = _decode(path, _SlotFile).task_id
+        return slots
+
+    def _publish(self, path: Path, content: Struct) -> None:
+        """Makes the whole file appear at once; refuses to replace one. Under the lock."""
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(msgspec.json.encode(content))
+            os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _decode(path: Path, kind: type[_File]) -> _File:
+    data = path.read_bytes()
+    try:
+        content = msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise StateCorrupt(f"{path} is damaged: {error}", path=path) from error
+    if content.version != FORMAT_VERSION:
+        raise StateCorrupt(
+            f"{path} has version {content.version}, this fargatelite reads {FORMAT_VERSION}",
+            path=path,
+        )
+    return content

@@ -1,0 +1,126 @@
+"""Slots are given to one task at a time, by any number of processes."""
+
+from __future__ import annotations
+
+import ipaddress
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fargatelite.errors import ConfigurationInvalid, StateCorrupt
+from fargatelite.names import new_task_id
+from fargatelite.network.pool import SlotPool, choose_subnet, host_networks, parse_fib_trie
+
+FIB_TRIE = """Main:
+  +-- 0.0.0.0/0 3 0 5
+     |-- 0.0.0.0
+        /0 universe UNICAST
+     +-- 172.29.0.0/16 2 0 2
+        |-- 172.29.0.0
+           /20 link UNICAST
+Local:
+  +-- 127.0.0.0/8 2 0 2
+     |-- 127.0.0.1
+        /32 host LOCAL
+"""
+
+
+def test_routes_are_read() -> None:
+    assert [str(network) for network in parse_fib_trie(FIB_TRIE)] == [
+        "127.0.0.1/32",
+        "172.29.0.0/20",
+    ]
+
+
+def test_hosts_own_addresses_are_among_them() -> None:
+    assert ipaddress.IPv4Network("127.0.0.1/32") in host_networks()
+
+
+@pytest.mark.parametrize(
+    ("taken", "chosen"),
+    [
+        ([], "10.213.0.0/20"),
+        (["10.213.3.0/24"], "10.213.16.0/20"),
+        (["10.0.0.0/8"], "172.29.0.0/20"),
+        (["10.0.0.0/8", "172.16.0.0/12"], "192.168.208.0/20"),
+    ],
+)
+def test_subnet_collides_with_nothing(taken: list[str], chosen: str) -> None:
+    assert choose_subnet(map(ipaddress.IPv4Network, taken)) == chosen
+
+
+def test_host_that_routes_everything() -> None:
+    with pytest.raises(ConfigurationInvalid, match="no free /20"):
+        choose_subnet([ipaddress.IPv4Network("0.0.0.0/1"), ipaddress.IPv4Network("128.0.0.0/1")])
+
+
+def test_allocate_and_release_may_be_repeated(tmp_path: Path) -> None:
+    pool = SlotPool(tmp_path)
+    first, second = new_task_id(), new_task_id()
+    slot = pool.allocate(first)
+    assert pool.allocate(first) == slot
+    assert pool.allocate(second).index == 1
+    assert SlotPool(tmp_path).list() == [slot, pool.allocate(second)]
+    pool.release(first)
+    pool.release(first)
+    third = new_task_id()
+    assert pool.allocate(third).index == 0
+    assert (tmp_path / "network.json").exists()
+    for task in (second, third):
+        pool.release(task)
+    assert pool.list() == []
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
+
+
+def test_subnet_stays_while_a_slot_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "network.json").write_text('{"version": 1, "subnet": "10.77.0.0/20"}')
+    pool = SlotPool(tmp_path)
+    assert pool.allocate(new_task_id()).subnet == "10.77.0.0/20"
+    assert pool.allocate(new_task_id()).address == "10.77.0.3"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("network.json", '{"version": 9, "subnet": ""}', "has version 9, this fargatelite reads 1"),
+        ("network.json", "{", "network.json is damaged"),
+        ("network.json", '{"version": 1, "subnet": "x"}', "holds subnet 'x'"),
+        ("slots/x.json", "{}", "is not the name of a slot"),
+        ("slots/3.json", "[]", r"3\.json is damaged"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, file: str, content: str, message: str) -> None:
+    (tmp_path / "slots").mkdir()
+    (tmp_path / file).write_text(content)
+    with pytest.raises(StateCorrupt, match=message):
+        SlotPool(tmp_path).allocate(new_task_id())
+
+
+def test_processes_never_share_a_slot(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from fargatelite.names import new_task_id
+from fargatelite.network.pool import SlotPool
+pool = SlotPool(Path(sys.argv[1]))
+kept = []
+for _ in range(20):
+    kept.append(new_task_id())
+    pool.allocate(kept[-1])
+    extra = new_task_id()
+    pool.allocate(extra)
+    pool.release(extra)
+print(*[f"{pool.allocate(task).index}:{task}" for task in kept])
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    told: list[str] = []
+    for process in processes:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        told += output.split()
+    assert len({text.split(":")[0] for text in told}) == 80
+    listed = {f"{slot.index}:{slot.task_id}" for slot in SlotPool(tmp_path).list()}
+    assert listed == set(told)
