@@ -1,7 +1,7 @@
 """What does connecting a task cost, beside what the kernel itself takes for the same veth pair?
 
-Run as root; everything happens in namespaces of its own. Removing a link is one netlink message: its
-time is the kernel's own.
+Run as root; everything happens in namespaces of its own. Removing a link is one netlink message:
+its time is the kernel's own.
 """
 
 from __future__ import annotations
