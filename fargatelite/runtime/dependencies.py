@@ -1,0 +1,84 @@
+"""May a container start now, and if not, can it ever? Only computes (contract 3.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from fargatelite.runtime.task import ContainerState
+
+__all__ = ["Condition", "ContainerStep", "Dependency", "Verdict", "dependents_of", "judge"]
+
+
+class ContainerStep(IntEnum):
+    """Known status of a container; it only grows (the ECS agent's order, without its retries)."""
+
+    NONE = 0
+    PULLED = 1
+    STARTING = 2
+    RUNNING = 3
+    STOPPED = 4
+
+
+class Condition(StrEnum):
+    """What a dependent waits for."""
+
+    START = "START"
+    COMPLETE = "COMPLETE"
+    SUCCESS = "SUCCESS"
+    HEALTHY = "HEALTHY"
+
+
+class Dependency(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of `dependsOn`."""
+
+    container: str
+    condition: Condition
+
+
+class Verdict(IntEnum):
+    """About one dependency."""
+
+    MET = 0
+    WAIT = 1
+    IMPOSSIBLE = 2
+
+
+def judge(dependency: Dependency, target: ContainerState) -> Verdict:
+    """Whether the target satisfies the dependency, may yet, or never will.
+
+    Source: contract 3.5. A HEALTHY that was reached counts also when the container has become
+    UNHEALTHY since: it is waited for at start-up only.
+    """
+    is_stopped = target.step == ContainerStep.STOPPED
+    if is_stopped and target.started_at_ns is None:
+        return Verdict.IMPOSSIBLE
+    match dependency.condition:
+        case Condition.START:
+            is_met, is_lost = target.step >= ContainerStep.RUNNING, False
+        case Condition.COMPLETE:
+            is_met, is_lost = is_stopped, False
+        case Condition.SUCCESS:
+            is_met = is_stopped and target.exit_code == 0
+            is_lost = is_stopped and not is_met
+        case Condition.HEALTHY:
+            is_met = target.was_healthy
+            is_lost = is_stopped and not is_met
+    if is_met:
+        return Verdict.MET
+    if is_lost or (target.is_start_timed_out and dependency.condition is not Condition.START):
+        return Verdict.IMPOSSIBLE
+    return Verdict.WAIT
+
+
+def dependents_of(name: str, containers: Iterable[ContainerState]) -> list[ContainerState]:
+    """The containers that name `name` in their `dependsOn`."""
+    return [
+        container
+        for container in containers
+        if any(dependency.container == name for dependency in container.depends_on)
+    ]
