@@ -1,0 +1,94 @@
+# `make help` lists what there is. Paths are relative, so that a clone may lie in a path with spaces.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= $(shell for p in /usr/bin/python3 python3; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && { echo $$p; break; }; done)
+PY := .venv/bin/python
+C_FILES := $(wildcard csrc/*/*.c csrc/*/*.h)
+
+# What Debian calls the things that are needed: to build, to run, for the examples, for tests and peers.
+APT_RUN := gcc libc6-dev python3-dev python3-venv libcap-dev libseccomp2 libnftables1 ca-certificates
+APT_DEMO := mmdebstrap umoci skopeo docker-registry
+APT_TEST := busybox-static erofs-utils e2fsprogs attr libcap2-bin iproute2 nftables zstd clang-format
+APT_BENCH := crun runc podman
+
+.PHONY: help
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: demo
+demo: build ## Set up all that is needed, build two images, run a task and show its bill.
+	@$(call apt,$(APT_DEMO))
+	@examples/demo.sh
+
+.PHONY: test
+test: build ## Set up all that is needed and run every test; as root those that need it.
+	@$(call apt,$(APT_DEMO) $(APT_TEST))
+	@$(MAKE) lint
+	$(PY) -m pytest tests
+
+.PHONY: unit
+unit: build ## Tests that need no root.
+	$(PY) -m pytest tests/unit
+
+.PHONY: root
+root: build ## Tests that need root and this kernel.
+	@$(call apt,$(APT_DEMO) $(APT_TEST))
+	$(PY) -m pytest tests/root
+
+.PHONY: lint
+lint: build ## ruff, mypy, import directions, C format.
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+	@if command -v clang-format >/dev/null; then clang-format --style=file:csrc/.clang-format --dry-run --Werror $(C_FILES); fi
+
+.PHONY: format
+format: build ## Format Python and C.
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+	clang-format --style=file:csrc/.clang-format -i $(C_FILES)
+
+.PHONY: golden
+golden: build ## Rewrite golden plans and generated headers; read the diff.
+	$(PY) -m fargatelite.sandbox.plan
+	FARGATELITE_REWRITE_GOLDEN=1 $(PY) -m pytest -q tests/unit/sandbox
+
+.PHONY: bench
+bench: build ## Launch, pull and meter beside crun, podman and a bare C loop, in one run.
+	@$(call apt,$(APT_DEMO) $(APT_TEST) $(APT_BENCH))
+	$(PY) benchmarks/run_all.py
+
+.PHONY: build
+build: .venv/.installed ## Virtual environment and C parts; compiles what is stale.
+	@FARGATELITE_WERROR=1 $(PY) csrc/build.py >/dev/null
+
+# The lock has versions and hashes only; where packages come from is pip's configuration.
+.venv/.installed: requirements.lock pyproject.toml
+	@$(call apt,$(APT_RUN))
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is missing: apt-get install python3" >&2; exit 1; }
+	[ -x .venv/bin/python ] || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	FARGATELITE_WERROR=1 $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: lock
+lock: build ## Resolve requirements.lock anew.
+	$(PY) -m piptools compile --quiet --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --no-annotate --allow-unsafe --strip-extras -o requirements.lock pyproject.toml
+
+.PHONY: clean
+clean: ## Remove what was built; images, registry and virtual environment too.
+	rm -rf build .venv fargatelite/_bin fargatelite/meter/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# Installs the Debian packages that are missing; asks apt for nothing when none is.
+define apt
+missing=""; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+if [ -n "$$missing" ]; then \
+  command -v apt-get >/dev/null || { echo "missing:$$missing; install them with this system's package manager" >&2; exit 1; }; \
+  [ "$$(id -u)" = 0 ] || { echo "missing:$$missing; run as root: apt-get install$$missing" >&2; exit 1; }; \
+  echo "installing:$$missing"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+fi
+endef
