@@ -47,7 +47,7 @@ CGROUP_ROOT = "fargatelite"
 """The project's own group in each hierarchy; all others are below it."""
 
 INTERFACE_PREFIX = "flt"
-"""Host ends of veth pairs: prefix and 11 hex characters of the task id, within IFNAMSIZ - 1 = 15."""
+"""Host ends of veth pairs: prefix and 11 hex characters of the task id (IFNAMSIZ - 1 = 15)."""
 
 _TASK_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)

@@ -1,0 +1,191 @@
+"""`fargatelite run`: from a definition to an exit code and a bill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fargatelite.cli.main import OWN_FAILURE
+from fargatelite.cli.screen import Screen
+from fargatelite.runtime.api import Task, run_task
+from fargatelite.runtime.events import Event
+from fargatelite.runtime.logs import LogLine
+from fargatelite.settings import Settings
+
+STATS_PERIOD_S = 1.0
+
+
+def read_source(text: str) -> Any:
+    """A definition argument: `-` is standard input, else a path."""
+    if text == "-":
+        return sys.stdin.read()
+    path = Path(text)
+    if not path.exists():
+        raise click.UsageError(f"no such file: {text}")
+    return path
+
+
+def _parse_tags(pairs: tuple[str, ...]) -> dict[str, str]:
+    tags = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--tag")
+        tags[key] = value
+    return tags
+
+
+def _parse_overrides(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    content = Path(text[1:]).read_text() if text.startswith("@") else text
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise click.BadParameter(f"not JSON: {error}", param_hint="--overrides") from error
+    if not isinstance(value, dict):
+        raise click.BadParameter("must be a JSON object", param_hint="--overrides")
+    return value
+
+
+class _Interrupts:
+    """Ctrl-C and SIGTERM stop the task; a second one does nothing more: the task has its
+    `stopTimeout`, after which it is killed."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.task: Task | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interrupts:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.number is None:
+            self.number = number
+        self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Passes a signal that came before there was a task on to it."""
+        if self.number is not None and self.task is not None:
+            name = signal.Signals(self.number).name
+            self.task.stop(f"stopped by {name}", wait=False)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def _pump_logs(task: Task, items: queue.SimpleQueue[Event | LogLine | None]) -> None:
+    for line in task.logs(follow=True):
+        items.put(line)
+    items.put(None)
+
+
+def _exit_code(task: Task, interrupted: int | None) -> int:
+    if interrupted is not None:
+        return 128 + interrupted
+    if task.stop_code == "TaskFailedToStart":
+        failed = [c.exit_code for c in task.containers.values() if c.exit_code in (126, 127)]
+        return failed[0] if failed else OWN_FAILURE
+    return task.exit_code if task.exit_code is not None else OWN_FAILURE
+
+
+@click.command("run")
+@click.argument("definition")
+@click.option("--overrides", metavar="JSON", help="RunTask overrides; @FILE reads a file.")
+@click.option(
+    "--pull",
+    type=click.Choice(["always", "missing", "never"]),
+    default="always",
+    show_default=True,
+    help="When to ask the registry.",
+)
+@click.option("-p", "--publish", multiple=True, metavar="HOST:CONTAINER", help="Port on loopback.")
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Tag of the task.")
+@click.option("--started-by", metavar="TEXT", help="RunTask's startedBy.")
+@click.option("--group", metavar="NAME", help="Task group; family:<family> by default.")
+@click.option("--trace", is_flag=True, help="Print each step and operation with its microseconds.")
+@click.option("--dry-run", is_flag=True, help="Print the plan of each container; run nothing.")
+@click.option("--output", type=click.Choice(["table", "json"]), default="table")
+@click.pass_obj
+def command(
+    settings: Settings,
+    definition: str,
+    overrides: str | None,
+    pull: str,
+    publish: tuple[str, ...],
+    tags: tuple[str, ...],
+    started_by: str | None,
+    group: str | None,
+    trace: bool,
+    dry_run: bool,
+    output: str,
+) -> int:
+    """Run a task definition (a JSON file, or - for standard input) and wait for it.
+
+    Exits with the code of the essential container that stopped first.
+
+    \b
+    Example:
+      fargatelite run examples/hello.json
+    """
+    source = read_source(definition)
+    parsed_overrides = _parse_overrides(overrides)
+    if dry_run:
+        from fargatelite.runtime.dryrun import print_plans
+
+        return print_plans(settings, source, parsed_overrides, pull, sys.stdout)
+
+    items: queue.SimpleQueue[Event | LogLine | None] = queue.SimpleQueue()
+    with contextlib.ExitStack() as stack:
+        interrupts = stack.enter_context(_Interrupts())
+        task = run_task(
+            source,
+            overrides=parsed_overrides,
+            tags=_parse_tags(tags),
+            started_by=started_by,
+            group=group,
+            pull=pull,  # type: ignore[arg-type]
+            publish=publish,
+            trace=trace,
+            on_event=items.put,
+            settings=settings,
+        )
+        interrupts.task = task
+        interrupts.stop_if_asked()
+        # Logs are data: on stdout, unless JSON is.
+        screen = stack.enter_context(Screen(task, sys.stderr if output == "json" else sys.stdout))
+        pump = threading.Thread(target=_pump_logs, args=(task, items), daemon=True)
+        pump.start()
+        while True:
+            try:
+                item = items.get(timeout=STATS_PERIOD_S)
+            except queue.Empty:
+                screen.refresh_stats()
+                continue
+            if item is None:
+                break
+            screen.show(item)
+        while not items.empty():
+            rest = items.get()
+            if rest is not None:
+                screen.show(rest)
+        task.wait()
+    screen.summarise(with_trace=trace)
+    if output == "json":
+        from fargatelite.billing.bill import bill_to_builtins
+        from fargatelite.cli.tables import print_json
+
+        print_json({"task": task.describe(), "bill": bill_to_builtins(task.bill())})
+    return _exit_code(task, interrupts.number)

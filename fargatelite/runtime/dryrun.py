@@ -1,0 +1,71 @@
+"""`run --dry-run`: the plans of a task, with nothing but the images fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from fargatelite import names
+from fargatelite.cgroups.cgroup import Cgroup
+from fargatelite.host import Host
+from fargatelite.network.slot import slot_for
+from fargatelite.rundir import RunDirectory
+from fargatelite.runtime.images import open_store
+from fargatelite.runtime.launch import make_spec, platform_of
+from fargatelite.sandbox.compile import compile_container
+from fargatelite.sandbox.plan import describe_op
+from fargatelite.settings import Settings
+from fargatelite.taskdef.load import load_definition
+from fargatelite.taskdef.overrides import apply_overrides
+
+__all__ = ["print_plans"]
+
+TASK_ID = names.TaskId("0" * 32)
+
+
+def print_plans(
+    settings: Settings,
+    source: Any,
+    overrides: Mapping[str, Any] | None,
+    pull: str,
+    out: IO[str],
+) -> int:
+    """Writes each container's plan, one operation a line; values of variables are not shown.
+
+    Ids, address and paths are those of a made-up task. Images are pulled into the store (the plan
+    depends on their configuration); nothing is mounted, no group, interface or process is made.
+    """
+    definition = apply_overrides(load_definition(source), dict(overrides) if overrides else None)
+    store = open_store(settings)
+    host = Host.probe()
+    run = RunDirectory(settings.runs, TASK_ID)
+    slot = slot_for(0, TASK_ID, "192.0.2.0/24")
+    for number, container in enumerate(definition.containers):
+        image = store.pull(container.image, policy=pull, platform=platform_of(definition))
+        path = names.cgroup_path(TASK_ID, container.name)
+        spec = make_spec(
+            settings=settings,
+            host=host,
+            run=run,
+            slot=slot,
+            cgroup=Cgroup(
+                path=path,
+                version=2,
+                join_files=(),
+                clone_into=f"/sys/fs/cgroup/{path}",
+                cpu_usage_file="",
+                memory_usage_file="",
+                memory_peak_file=None,
+            ),
+            container=container,
+            number=number,
+            image=image,
+            image_path=Path(settings.run_root, "images", image.image_id.partition(":")[2], "fs"),
+            trace=False,
+        )
+        out.write(f"# {container.name}: {container.image} ({image.digest})\n")
+        for item in compile_container(spec):
+            out.write(describe_op(item) + "\n")
+        out.write("\n")
+    return 0

@@ -1,0 +1,635 @@
+"""One supervised task: feeds events to the state machine and carries out what it answers.
+
+All state changes happen on the supervisor's thread. Blocking work goes to its pool; what comes back
+is an event again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fargatelite import names
+from fargatelite.cgroups.detect import detect_driver
+from fargatelite.errors import FargateliteError
+from fargatelite.host import Host, read_boot_id
+from fargatelite.meter.ledger import LedgerHeader
+from fargatelite.network.slot import PortPublication
+from fargatelite.rundir import RunDirectory
+from fargatelite.runtime import launch, record
+from fargatelite.runtime import task as machine
+from fargatelite.runtime.describe import TaskFacts
+from fargatelite.runtime.events import (
+    ContainerEvent,
+    Event,
+    PullEvent,
+    TaskEvent,
+    encode_event,
+)
+from fargatelite.runtime.supervise import Supervisor
+from fargatelite.runtime.trace import Timeline, read_op_trace
+from fargatelite.sandbox.compile import ContainerSpec, compile_container, compile_health_check
+from fargatelite.sandbox.plan import Plan, describe_op, encode_plan
+from fargatelite.shim import (
+    Failure,
+    ProcessExited,
+    ProcessFailed,
+    ProcessStarted,
+    Refused,
+)
+from fargatelite.taskdef.fields import TaskDefinition
+
+if TYPE_CHECKING:
+    from fargatelite.images.image import Image, PullProgress
+    from fargatelite.meter.sampler import Sampler
+
+__all__ = ["SupervisedTask"]
+
+logger = logging.getLogger(__name__)
+
+HEALTH_CHECK_NUMBER = 1000  # process numbers in the shim: containers from 0, checks from here
+_SIGNALS = dict(signal.Signals.__members__)
+
+
+class _Container:
+    """What this process holds of one container beyond its state."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.image: Image | None = None
+        self.image_path: Path | None = None
+        self.spec: ContainerSpec | None = None
+        self.plan: Plan = ()
+        self.cancel_check_timeout: Callable[[], None] | None = None
+        self.is_check_timed_out = False
+
+
+def stop_signal_of(text: str | None) -> int:
+    """The number of an image's STOPSIGNAL (`SIGQUIT`, `QUIT` or `3`); SIGTERM for none or an
+    unknown one (contract 3.6)."""
+    if not text:
+        return signal.SIGTERM
+    if text.isascii() and text.isdigit():
+        number = int(text)
+        return number if 0 < number < signal.NSIG else signal.SIGTERM
+    name = text.upper()
+    return _SIGNALS.get(name if name.startswith("SIG") else f"SIG{name}", signal.SIGTERM)
+
+
+def describe_failure(failure: Failure, plan: Plan, what: str) -> str:
+    """What failed, on what, as one line for `reason`."""
+    error = os.strerror(failure.errno)
+    if failure.op_index is None or failure.op_index >= len(plan):
+        return f"{what}: {failure.call} {failure.path}: {error}"
+    item = plan[failure.op_index]
+    if item.name == "exec":
+        # The text that Docker and Fargate users know.
+        return f'{what}: exec: "{failure.path}": {_exec_error(failure.errno, failure.path)}'
+    return (
+        f"{what}: {failure.call} {failure.path}: {error} "
+        f"(operation {failure.op_index}: {describe_op(item)[:200]})"
+    )
+
+
+def _exec_error(number: int, program: str) -> str:
+    import errno
+
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return (
+            "no such file or directory" if "/" in program else "executable file not found in $PATH"
+        )
+    if number == errno.ENOEXEC:
+        return "exec format error"
+    return os.strerror(number).lower()
+
+
+def start_failure_exit_code(failure: Failure, plan: Plan) -> int | None:
+    """127 for a program that is not there, 126 for one that cannot be run, as podman and sh; None
+    when the sandbox failed before."""
+    import errno
+
+    if failure.op_index is None or plan[failure.op_index].name != "exec":
+        return None
+    return 127 if failure.errno in (errno.ENOENT, errno.ENOTDIR) else 126
+
+
+class SupervisedTask:
+    """A task of this process. Methods without "on the loop" may be called from any thread."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        run: RunDirectory,
+        definition: TaskDefinition,
+        state: machine.TaskState,
+        facts: TaskFacts,
+        *,
+        wire: dict[str, object],
+        pull_policy: str,
+        publish: tuple[PortPublication, ...],
+        trace: bool,
+        sampler: Sampler,
+        timeline: Timeline,
+        on_event: Callable[[Event], None] | None,
+    ) -> None:
+        self.supervisor = supervisor
+        self.settings = supervisor.settings
+        self.run = run
+        self.definition = definition
+        self.state = state
+        self.facts = facts
+        self.wire = wire
+        self.timeline = timeline
+        self.op_traces: dict[str, list[tuple[str, int]]] = {}
+        self._pull_policy = pull_policy
+        self._publish = publish
+        self._trace = trace
+        self._sampler = sampler
+        self._on_event = on_event
+        self._host = Host.probe()
+        self._driver = detect_driver()
+        self._launched: launch.Launched | None = None
+        self._is_shim_watched = False
+        self._containers = {
+            container.name: _Container(number)
+            for number, container in enumerate(definition.containers)
+        }
+        self._timers: dict[object, Callable[[], None]] = {}
+        self._pull_cancelled = threading.Event()
+        self._desired_watch: object = None
+        self._leftovers: list[str] = []
+        self.changed = threading.Condition()
+        self.is_finished = False
+
+    # ---- any thread ----
+
+    def begin(self) -> None:
+        """Starts the task's life."""
+        self.supervisor.add(self)
+        self.supervisor.post(self._begin_on_loop)
+
+    def request_stop(self, stop_code: str, reason: str) -> None:
+        """Asks for a stop; a task that is stopping or stopped stays as it is."""
+        # A pull does not listen to the loop.
+        self._pull_cancelled.set()
+        self._post(lambda now: machine.StopRequested(at_ns=now, stop_code=stop_code, reason=reason))
+
+    def stop_for_exit(self) -> None:
+        """Asks for a stop because the supervising process ends."""
+        self.request_stop("UserInitiated", "the process that ran the task ended")
+
+    def wait_finished(self, timeout_s: float | None) -> bool:
+        """Waits until the task is STOPPED and nothing is left of it; whether it came to that."""
+        with self.changed:
+            return self.changed.wait_for(lambda: self.is_finished, timeout_s)
+
+    def record(self) -> record.TaskRecord:
+        """The task as it is written down."""
+        return record.TaskRecord(
+            state=self.state,
+            definition=self.wire,
+            facts=self.facts,
+            slot=self._launched.slot if self._launched is not None else None,
+            publish=self._publish,
+            phases=tuple(self.timeline.phases),
+            leftovers=tuple(self._leftovers),
+        )
+
+    def _post(self, make: Callable[[int], machine.Event]) -> None:
+        self.supervisor.post(lambda: self._feed(make(time.time_ns())))
+
+    def _submit(self, work: Callable[[], None]) -> None:
+        self.supervisor.pool.submit(work)
+
+    # ---- on the loop ----
+
+    def _begin_on_loop(self) -> None:
+        import inotify_simple
+
+        watch = inotify_simple.INotify(nonblocking=True)
+        watch.add_watch(os.fspath(self.run.path), inotify_simple.flags.MOVED_TO)
+        self._desired_watch = watch
+        self.supervisor.watch(watch, self._look_for_desired)
+        self._feed(machine.Created(at_ns=time.time_ns()))
+        self._look_for_desired()
+
+    def _look_for_desired(self) -> None:
+        self._desired_watch.read(timeout=0)  # type: ignore[attr-defined]
+        desired = self.run.read_desired()
+        if desired is not None:
+            self._pull_cancelled.set()
+            self._feed(
+                machine.StopRequested(
+                    at_ns=time.time_ns(), stop_code=desired.stop_code, reason=desired.reason
+                )
+            )
+
+    def _feed(self, event: machine.Event) -> None:
+        """One step of the machine; its new state is on disk before its actions are begun."""
+        if self.is_finished:
+            return
+        before = self.state
+        self.state, actions = machine.step(before, event)
+        self.run.write_state(record.encode_record(self.record()))
+        self._publish_changes(before, self.state, event.at_ns)
+        for action in actions:
+            self._carry_out(action)
+        with self.changed:
+            self.changed.notify_all()
+
+    def _publish_changes(
+        self, before: machine.TaskState, after: machine.TaskState, at_ns: int
+    ) -> None:
+        task_id = str(self.run.task_id)
+        for old, new in zip(before.containers, after.containers, strict=True):
+            if (old.last_status, old.health_status) != (new.last_status, new.health_status):
+                self._emit(
+                    ContainerEvent(
+                        task_id=task_id,
+                        at_ns=at_ns,
+                        container=new.name,
+                        last_status=str(new.last_status),
+                        health_status=str(new.health_status),
+                        exit_code=new.exit_code,
+                        reason=new.reason,
+                    )
+                )
+        if (before.last_status, before.desired_status) != (after.last_status, after.desired_status):
+            self._emit(
+                TaskEvent(
+                    task_id=task_id,
+                    at_ns=at_ns,
+                    last_status=str(after.last_status),
+                    desired_status=str(after.desired_status),
+                    version=after.version,
+                    stop_code=after.stop_code,
+                    stopped_reason=after.stopped_reason,
+                )
+            )
+
+    def _emit(self, event: Event) -> None:
+        if not isinstance(event, PullEvent):
+            self.run.append_event(encode_event(event))
+        callback = self._on_event
+        if callback is not None:
+            self.supervisor.call_back(lambda: callback(event))
+
+    def _carry_out(self, action: machine.Action) -> None:
+        match action:
+            case machine.Provision():
+                self._submit(self._provision)
+            case machine.PullImages():
+                self._submit(self._pull)
+            case machine.StartContainer(name=name):
+                self._submit(lambda: self._start_container(name))
+            case machine.SignalContainer(name=name):
+                image = self._containers[name].image
+                self._signal(name, stop_signal_of(image.config.stop_signal if image else None))
+            case machine.KillContainer(name=name):
+                self._signal(name, signal.SIGKILL)
+            case machine.RunHealthCheck(name=name):
+                self._run_health_check(name)
+            case machine.SetTimer(key=key, at_ns=at_ns):
+                self._timers[key] = self.supervisor.set_timer(at_ns, lambda: self._fire(key))
+            case machine.CancelTimer(key=key):
+                cancel = self._timers.pop(key, None)
+                if cancel is not None:
+                    cancel()
+            case machine.Deprovision():
+                self._pull_cancelled.set()
+                self._unwatch_shim()
+                self._submit(self._deprovision)
+            case machine.Finished():
+                self._finish()
+
+    def _fire(self, key: machine.TimerKey) -> None:
+        self._timers.pop(key, None)
+        self._feed(machine.TimerFired(at_ns=time.time_ns(), key=key))
+
+    def _signal(self, name: str, number: int) -> None:
+        if self._launched is not None:
+            try:
+                self._launched.shim.signal_process(self._containers[name].number, number)
+            except OSError as error:
+                # The shim is gone, and with it (PR_SET_PDEATHSIG) its containers: _on_shim tells.
+                logger.warning("task %s: cannot signal %s: %s", self.run.task_id, name, error)
+
+    # ---- provisioning ----
+
+    def _provision(self) -> None:
+        try:
+            launched = launch.provision(
+                self.settings, self.run, self.definition, self._publish, self.timeline
+            )
+            self._sampler.add(
+                self.run.task_id,
+                self.settings.ledgers / f"{self.run.task_id}.ledger",
+                LedgerHeader(
+                    task_id=self.run.task_id,
+                    boot_id=read_boot_id(),
+                    created_at_ns=time.time_ns(),
+                    cpu_units=self.definition.cpu_units,
+                    memory_mib=self.definition.memory_mib,
+                ),
+                launched.cgroup,
+            )
+        except (FargateliteError, OSError) as error:
+            reason = _reason(error, "ResourceInitializationError")
+            self._post(lambda now: machine.ProvisionFailed(at_ns=now, reason=reason))
+            return
+        self.supervisor.post(lambda: self._provisioned(launched))
+
+    def _provisioned(self, launched: launch.Launched) -> None:
+        self._launched = launched
+        self.facts = msgspec.structs.replace(
+            self.facts,
+            private_ipv4_address=launched.slot.address,
+            mac_address=launched.slot.mac,
+            private_dns_name=launch.hostname_of(launched.slot),
+        )
+        self.supervisor.watch(launched.shim, self._on_shim)
+        self._is_shim_watched = True
+        self._feed(machine.ProvisionSucceeded(at_ns=time.time_ns()))
+
+    def _unwatch_shim(self) -> None:
+        if self._is_shim_watched and self._launched is not None:
+            self.supervisor.unwatch(self._launched.shim)
+            self._is_shim_watched = False
+
+    # ---- images ----
+
+    def _pull(self) -> None:
+        from fargatelite.runtime.images import open_store
+
+        self._post(lambda now: machine.PullStarted(at_ns=now))
+        pulled: dict[str, Image] = {}
+        for container in self.definition.containers:
+            name, reference = container.name, container.image
+            try:
+                store = open_store(self.settings)
+                if reference not in pulled:
+                    with self.timeline.phase(f"pull {reference}"):
+                        pulled[reference] = store.pull(
+                            reference,
+                            policy=self._pull_policy,
+                            platform=launch.platform_of(self.definition),
+                            on_progress=self._on_progress,
+                            cancelled=self._pull_cancelled,
+                        )
+                image = pulled[reference]
+                with self.timeline.phase(f"mount image of {name}"):
+                    path = store.ensure_mounted(
+                        image, Path(self.settings.run_root), self.run.task_id
+                    )
+            except (FargateliteError, OSError) as error:
+                reason = _reason(error, "CannotPullContainerError")
+                self._post(
+                    lambda now, name=name, reason=reason: machine.PullFailed(
+                        at_ns=now, name=name, reason=reason
+                    )
+                )
+                return
+            held = self._containers[name]
+            held.image, held.image_path = image, path
+            self._post(
+                lambda now, name=name, digest=image.digest: machine.ContainerPulled(
+                    at_ns=now, name=name, digest=digest
+                )
+            )
+        self._post(lambda now: machine.PullFinished(at_ns=now))
+
+    def _on_progress(self, progress: PullProgress) -> None:
+        if self._on_event is not None:
+            event = PullEvent(
+                task_id=str(self.run.task_id),
+                at_ns=time.time_ns(),
+                reference=progress.reference,
+                layer=progress.layer,
+                done_bytes=progress.done_bytes,
+                total_bytes=progress.total_bytes,
+                phase=progress.phase,
+            )
+            callback = self._on_event
+            self.supervisor.call_back(lambda: callback(event))
+
+    # ---- containers ----
+
+    def _start_container(self, name: str) -> None:
+        held = self._containers[name]
+        launched = self._launched
+        assert launched is not None
+        assert held.image is not None
+        assert held.image_path is not None
+        try:
+            with self.timeline.phase(f"prepare {name}"):
+                container = next(c for c in self.definition.containers if c.name == name)
+                cgroup = launch.create_container(self.settings, self.run, launched.slot, container)
+                held.spec = launch.make_spec(
+                    settings=self.settings,
+                    host=self._host,
+                    run=self.run,
+                    slot=launched.slot,
+                    cgroup=cgroup,
+                    container=container,
+                    number=held.number,
+                    image=held.image,
+                    image_path=held.image_path,
+                    trace=self._trace,
+                )
+                held.plan = compile_container(held.spec)
+                data = encode_plan(held.plan)
+                self._sampler.add_container(self.run.task_id, name, cgroup)
+            launched.shim.start_process(held.number, data)
+        except (FargateliteError, OSError, ValueError) as error:
+            reason = _reason(error, "CannotStartContainerError")
+            self._post(
+                lambda now: machine.ContainerStartFailed(
+                    at_ns=now, name=name, reason=reason, exit_code=None
+                )
+            )
+
+    def _by_number(self, number: int) -> tuple[str, bool]:
+        is_check = number >= HEALTH_CHECK_NUMBER
+        wanted = number - HEALTH_CHECK_NUMBER if is_check else number
+        name = next(name for name, held in self._containers.items() if held.number == wanted)
+        return name, is_check
+
+    def _on_shim(self) -> None:
+        assert self._launched is not None
+        event = self._launched.shim.receive(0)
+        now = time.time_ns()
+        match event:
+            case None:
+                self._shim_gone(now)
+            case ProcessStarted(number=number, pid=pid, setup_ns=setup_ns):
+                name, is_check = self._by_number(number)
+                if not is_check:
+                    self._started(name, setup_ns)
+                    self._feed(machine.ContainerStarted(at_ns=now, name=name, pid=pid))
+            case ProcessFailed(number=number, failure=failure):
+                name, is_check = self._by_number(number)
+                self._process_failed(name, is_check, failure, now)
+            case ProcessExited(number=number) if number >= HEALTH_CHECK_NUMBER:
+                name, _ = self._by_number(number)
+                self._health_checked(name, event.exit_code, event.output, now)
+            case ProcessExited(number=number, exit_code=exit_code):
+                name, _ = self._by_number(number)
+                self._exited(name, exit_code, event.stopped_at_ns)
+            case Refused(failure=failure):
+                # A signal to a process that has just ended: its exit is on the way.
+                logger.debug("task %s: %s %s", self.run.task_id, failure.call, failure.path)
+
+    def _started(self, name: str, setup_ns: int) -> None:
+        now_us = self.timeline.now_us()
+        self.timeline.add(f"start {name}", now_us - setup_ns // 1000, setup_ns // 1000)
+        self._read_trace(name)
+
+    def _read_trace(self, name: str) -> None:
+        held = self._containers[name]
+        if self._trace and held.spec is not None and held.spec.trace_path is not None:
+            self.op_traces[name] = read_op_trace(self.run.path / held.spec.trace_path, held.plan)
+
+    def _process_failed(self, name: str, is_check: bool, failure: Failure, now: int) -> None:
+        held = self._containers[name]
+        if is_check:
+            # Docker reports a check that cannot be started as a failed one.
+            output = describe_failure(failure, (), "health check").encode()
+            self._health_checked(name, start_failure_exit_code(failure, ()) or 126, output, now)
+            return
+        self._read_trace(name)
+        text = describe_failure(failure, held.plan, f"container {name}")
+        self._feed(
+            machine.ContainerStartFailed(
+                at_ns=now,
+                name=name,
+                reason=f"CannotStartContainerError: {text}",
+                exit_code=start_failure_exit_code(failure, held.plan),
+            )
+        )
+
+    def _exited(self, name: str, exit_code: int, stopped_at_ns: int) -> None:
+        try:
+            self._sampler.remove_container(self.run.task_id, name)  # its last sample, at its end
+        except OSError as error:
+            logger.error("task %s: ledger: %s", self.run.task_id, error)
+        oom = exit_code == 128 + signal.SIGKILL and self._was_oom_killed(name)
+        self._feed(
+            machine.ContainerExited(at_ns=stopped_at_ns, name=name, exit_code=exit_code, oom=oom)
+        )
+
+    def _was_oom_killed(self, name: str) -> bool:
+        path = names.cgroup_path(self.run.task_id, name)
+        try:
+            # The task's own limit kills too; its group counts that on v1.
+            return (
+                self._driver.oom_kills(path) > 0
+                or self._driver.oom_kills(names.cgroup_path(self.run.task_id)) > 0
+            )
+        except FargateliteError as error:
+            logger.warning("task %s: %s", self.run.task_id, error)
+            return False
+
+    def _shim_gone(self, now: int) -> None:
+        """The shim was killed: so were its containers."""
+        self._unwatch_shim()
+        for container in self.state.containers:
+            if container.last_status == "RUNNING":
+                self._feed(
+                    machine.ContainerExited(
+                        at_ns=now, name=container.name, exit_code=128 + signal.SIGKILL, oom=False
+                    )
+                )
+
+    # ---- health checks ----
+
+    def _run_health_check(self, name: str) -> None:
+        held = self._containers[name]
+        container = next(c for c in self.definition.containers if c.name == name)
+        check = container.health_check
+        assert check is not None
+        if held.spec is None or self._launched is None:
+            return
+        plan = compile_health_check(held.spec, check.command)
+        number = HEALTH_CHECK_NUMBER + held.number
+        held.is_check_timed_out = False
+
+        def time_out() -> None:
+            held.is_check_timed_out = True
+            if self._launched is not None:
+                self._launched.shim.signal_process(number, signal.SIGKILL)
+
+        self._launched.shim.start_process(number, encode_plan(plan))
+        held.cancel_check_timeout = self.supervisor.set_timer(
+            time.time_ns() + check.timeout_s * 1_000_000_000, time_out
+        )
+
+    def _health_checked(self, name: str, exit_code: int, output: bytes, now: int) -> None:
+        held = self._containers[name]
+        if held.cancel_check_timeout is not None:
+            held.cancel_check_timeout()
+            held.cancel_check_timeout = None
+        self._feed(
+            machine.HealthResult(
+                at_ns=now,
+                name=name,
+                exit_code=exit_code,
+                output=output.decode("utf-8", "replace"),
+                timed_out=held.is_check_timed_out,
+            )
+        )
+
+    # ---- the end ----
+
+    def _deprovision(self) -> None:
+        from fargatelite.runtime.images import open_store
+
+        try:
+            self._sampler.remove(self.run.task_id)  # takes the last sample
+        except OSError as error:
+            logger.error("task %s: ledger: %s", self.run.task_id, error)
+
+        def release() -> None:
+            if any(held.image is not None for held in self._containers.values()):
+                open_store(self.settings).release(Path(self.settings.run_root), self.run.task_id)
+
+        self._leftovers = launch.remove_task(
+            self.settings, self.run, self._driver, self._launched, release, self.timeline
+        )
+        for failure in self._leftovers:
+            logger.error("task %s: left behind: %s", self.run.task_id, failure)
+        self._post(lambda now: machine.DeprovisionFinished(at_ns=now))
+
+    def _finish(self) -> None:
+        for cancel in self._timers.values():
+            cancel()
+        self._timers.clear()
+        if self._desired_watch is not None:
+            self.supervisor.unwatch(self._desired_watch)
+            self._desired_watch.close()  # type: ignore[attr-defined]
+        record.write_stopped(self.settings, self.record())
+        if self._leftovers:
+            self.run.unlock()  # gc finds the directory and tries again
+        else:
+            self.run.remove()
+        self.supervisor.discard(self)
+        # After the callbacks that are still queued.
+        self.supervisor.call_back(self._tell_finished)
+
+    def _tell_finished(self) -> None:
+        with self.changed:
+            self.is_finished = True
+            self.changed.notify_all()
+
+
+def _reason(error: Exception, prefix: str) -> str:
+    """`Prefix: detail`, as ECS words it (contract 3.2)."""
+    name = getattr(error, "ecs_name", None) or prefix
+    return f"{name}: {error}"

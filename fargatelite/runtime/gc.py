@@ -1,0 +1,188 @@
+"""Finds and removes what is left of tasks whose supervisor is gone, and what nobody needs any more.
+
+A task is left over when its run directory's lock is free. Its processes are killed, everything
+that is named after it is removed, and it is recorded as STOPPED with the exit codes that its shim
+wrote, so that its bill is right to the last second its shim saw. Doing it twice is no error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from pathlib import Path
+
+import msgspec
+
+from fargatelite import names
+from fargatelite.cgroups.detect import detect_driver
+from fargatelite.errors import FargateliteError, StateCorrupt, TaskBusy, TaskNotFound
+from fargatelite.names import TaskId
+from fargatelite.rundir import EXITS_NAME, RunDirectory
+from fargatelite.runtime import launch, record
+from fargatelite.runtime import task as machine
+from fargatelite.runtime.dependencies import ContainerStep
+from fargatelite.runtime.images import open_store
+from fargatelite.runtime.trace import Timeline
+from fargatelite.settings import Settings
+from fargatelite.shim import read_exit_records
+
+__all__ = ["Collected", "collect"]
+
+LOST_REASON = "The process that supervised the task ended"
+STOP_CODE = "TerminationNotice"
+
+
+class Collected(msgspec.Struct, kw_only=True, rename="camel"):
+    """What was done, and what could not be."""
+
+    tasks: list[str] = []
+    orphans: list[str] = []
+    records: list[str] = []
+    images: list[str] = []
+    failures: list[str] = []
+
+
+def _close_state(state: machine.TaskState, run: RunDirectory, now_ns: int) -> machine.TaskState:
+    """The state of a task that lost its supervisor, ended now, with what its shim recorded."""
+    exits = {item.number: item for item in read_exit_records(run.path / EXITS_NAME)}
+    containers = []
+    for number, container in enumerate(state.containers):
+        ended = exits.get(number)
+        changes: dict[str, object] = {"step": ContainerStep.STOPPED}
+        if ended is not None:
+            changes |= {
+                "started_at_ns": container.started_at_ns or ended.started_at_ns,
+                "finished_at_ns": ended.stopped_at_ns,
+                "exit_code": ended.exit_code,
+            }
+        elif container.step != ContainerStep.STOPPED:
+            changes |= {"finished_at_ns": now_ns}
+            if container.step == ContainerStep.RUNNING:
+                changes |= {"exit_code": 137}
+        containers.append(msgspec.structs.replace(container, **changes))
+    return msgspec.structs.replace(
+        state,
+        containers=tuple(containers),
+        last_status=machine.TaskStatus.STOPPED,
+        desired_status="STOPPED",
+        version=state.version + 1,
+        pending=None,
+        stop_code=state.stop_code or STOP_CODE,
+        stopped_reason=state.stopped_reason or LOST_REASON,
+        stopping_at_ns=state.stopping_at_ns or now_ns,
+        stopped_at_ns=now_ns,
+    )
+
+
+def _collect_task(settings: Settings, run: RunDirectory, report: Collected) -> None:
+    try:
+        run.lock()
+    except (TaskBusy, TaskNotFound):
+        return
+    timeline = Timeline()
+    driver = detect_driver()
+    store = open_store(settings)
+    failures = launch.remove_task(
+        settings,
+        run,
+        driver,
+        None,
+        lambda: store.release(Path(settings.run_root), run.task_id),
+        timeline,
+    )
+    data = run.read_state()
+    if data is not None:
+        try:
+            found = record.decode_record(data, run.path)
+            state = found.state
+            if state.last_status != machine.TaskStatus.STOPPED:
+                state = _close_state(state, run, time.time_ns())
+            record.write_stopped(settings, msgspec.structs.replace(found, state=state))
+        except StateCorrupt as error:
+            failures.append(f"record: {error}")
+    report.tasks.append(str(run.task_id))
+    if failures:
+        report.failures += [f"task {run.task_id[:12]}: {failure}" for failure in failures]
+        run.unlock()
+    else:
+        run.remove()
+
+
+def _orphans(settings: Settings) -> set[TaskId]:
+    """Task ids that name a group, a slot or a writable layer, but have no run directory: a crash
+    while the run root was lost, as in a reboot."""
+    from fargatelite.network import pool
+
+    found: set[str] = set(detect_driver().list_tasks())
+    found |= {str(slot.task_id) for slot in pool.SlotPool(Path(settings.run_root)).list()}
+    with contextlib.suppress(FileNotFoundError):
+        found |= set(os.listdir(settings.layers))
+    live = {str(run.task_id) for run in RunDirectory.list_all(settings.runs)}
+    orphans = set()
+    for text in found - live:
+        with contextlib.suppress(StateCorrupt):
+            orphans.add(names.parse_task_id(text))
+    return orphans
+
+
+def collect(
+    settings: Settings, *, older_than_s: float | None = None, images: bool = False
+) -> Collected:
+    """Removes leftovers; with `older_than_s` also records of tasks that stopped longer ago (their
+    logs and ledgers with them); with `images` also images and layers that no reference names.
+
+    Groups of tasks of another run root on the same host are not told apart by name, so only ids
+    that this data root knows (a writable layer, a slot) are taken for orphans.
+    """
+    report = Collected()
+    for run in RunDirectory.list_all(settings.runs):
+        _collect_task(settings, run, report)
+    known = _known_ids(settings)
+    for task_id in sorted(_orphans(settings) & known):
+        run = RunDirectory(settings.runs, task_id)
+        store = open_store(settings)
+        failures = launch.remove_task(
+            settings,
+            run,
+            detect_driver(),
+            None,
+            lambda task_id=task_id: store.release(Path(settings.run_root), task_id),  # type: ignore[misc]
+            Timeline(),
+        )
+        report.orphans.append(str(task_id))
+        report.failures += [f"task {task_id[:12]}: {failure}" for failure in failures]
+    if older_than_s is not None:
+        _collect_records(settings, time.time_ns() - int(older_than_s * 1e9), report)
+    if images:
+        try:
+            report.images += [str(item) for item in open_store(settings).gc()]
+        except FargateliteError as error:
+            report.failures.append(f"images: {error}")
+    return report
+
+
+def _known_ids(settings: Settings) -> set[TaskId]:
+    from fargatelite.network import pool
+
+    found: set[TaskId] = {slot.task_id for slot in pool.SlotPool(Path(settings.run_root)).list()}
+    for directory in (settings.layers, settings.records):
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(directory):
+                with contextlib.suppress(StateCorrupt):
+                    found.add(names.parse_task_id(name))
+    return found
+
+
+def _collect_records(settings: Settings, before_ns: int, report: Collected) -> None:
+    for found in record.list_records(settings, stopped=True):
+        state = found.state
+        if state.last_status != machine.TaskStatus.STOPPED or not state.stopped_at_ns:
+            continue
+        if state.stopped_at_ns >= before_ns:
+            continue
+        shutil.rmtree(settings.records / found.task_id)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(settings.ledgers / f"{found.task_id}.ledger")
+        report.records.append(found.task_id)

@@ -1,0 +1,39 @@
+"""The image store of these settings, opened once per process."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from fargatelite.rundir import ensure_private_directory
+from fargatelite.settings import Settings
+
+if TYPE_CHECKING:
+    from fargatelite.images.store import ImageStore
+
+__all__ = ["open_store"]
+
+_lock = threading.Lock()
+_stores: dict[Settings, ImageStore] = {}
+
+
+def open_store(settings: Settings) -> ImageStore:
+    """The store below the data root, with the host's registry settings.
+
+    Raises: ConfigurationInvalid when the data root cannot be made.
+    """
+    from fargatelite.images.credentials import RegistryConfig
+    from fargatelite.images.store import ImageStore
+
+    with _lock:
+        store = _stores.get(settings)
+        if store is None:
+            ensure_private_directory(settings.images.parent)
+            store = _stores[settings] = ImageStore(
+                settings.images,
+                config=RegistryConfig(
+                    insecure_registries=settings.insecure_registries,
+                    ecr_endpoint_url=settings.ecr_endpoint_url,
+                ),
+            )
+        return store

@@ -1,0 +1,343 @@
+"""The blocking steps of a task's life, each one function: provision, start a container, remove.
+
+They run on the worker pool, know one task each, and raise; what an error means for the task is
+decided by the state machine (task.py). Removal is idempotent: every name derives from the task id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fargatelite import names
+from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits
+from fargatelite.cgroups.detect import detect_driver
+from fargatelite.errors import FargateliteError
+from fargatelite.host import Host
+from fargatelite.network.slot import PortPublication, Slot, hosts_text, resolv_conf_text
+from fargatelite.rundir import RunDirectory, ensure_private_directory
+from fargatelite.runtime.trace import Timeline
+from fargatelite.sandbox.compile import (
+    ContainerSpec,
+    HostLimits,
+    capabilities_of,
+    compile_rlimits,
+    resolve_process,
+)
+from fargatelite.sandbox.rootfs import Directories
+from fargatelite.sandbox.seccomp import load_program
+from fargatelite.settings import Settings
+from fargatelite.shim import Ready, Shim
+from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
+
+if TYPE_CHECKING:
+    from fargatelite.cgroups.cgroup import Driver
+    from fargatelite.images.image import Image
+
+__all__ = [
+    "Launched",
+    "create_container",
+    "make_spec",
+    "platform_of",
+    "provision",
+    "remove_task",
+    "task_limits",
+]
+
+PERIOD_US = 100_000  # contract 4.3
+CPU_UNITS_PER_CPU = 1024
+MIN_SHARES = 2  # contract 2.2: null, 0 and 1 mean 2
+PIDS_PER_TASK = 32768
+"""No limit is documented for Fargate (contract 4.3); this one keeps a fork bomb from taking the
+host's pids (4,194,304 on 64 bit) from everybody else."""
+
+METADATA = "http://169.254.170.2"
+
+
+class Launched:
+    """What the supervisor holds of a provisioned task."""
+
+    def __init__(self, slot: Slot, cgroup: Cgroup, shim: Shim, ready: Ready) -> None:
+        self.slot = slot
+        self.cgroup = cgroup
+        self.shim = shim
+        self.ready = ready
+
+    def close(self) -> None:
+        """Closes descriptors; the shim's namespaces live as long as it does."""
+        os.close(self.ready.user_namespace)
+        os.close(self.ready.network_namespace)
+        self.shim.close()
+
+
+def task_limits(definition: TaskDefinition) -> CgroupLimits:
+    """Fargate's hard caps of a task (contract 4.3)."""
+    return CgroupLimits(
+        cpu_quota_us=definition.cpu_units * PERIOD_US // CPU_UNITS_PER_CPU,
+        cpu_period_us=PERIOD_US,
+        cpu_shares=max(MIN_SHARES, definition.cpu_units),
+        memory_bytes=definition.memory_mib * 2**20,
+        memory_soft_bytes=None,
+        pids_max=PIDS_PER_TASK,
+    )
+
+
+def container_limits(container: ContainerDefinition) -> CgroupLimits:
+    """A container's share of its task: relative CPU, hard and soft memory (contract 2.2)."""
+    soft = container.memory_reservation_mib
+    hard = container.memory_mib
+    return CgroupLimits(
+        cpu_quota_us=None,
+        cpu_period_us=PERIOD_US,
+        cpu_shares=max(MIN_SHARES, container.cpu_units),
+        memory_bytes=hard * 2**20 if hard is not None else None,
+        memory_soft_bytes=soft * 2**20 if soft is not None else None,
+        pids_max=None,
+    )
+
+
+def hostname_of(slot: Slot) -> str:
+    """The private DNS name that a task interface has in us-east-1's style (contract 4.4)."""
+    return f"ip-{slot.address.replace('.', '-')}.ec2.internal"
+
+
+def _write_owned(path: Path, text: str, owner: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with open(fd, "w") as file:
+        file.write(text)
+        os.fchown(fd, owner, owner)
+        os.fchmod(fd, 0o644)
+
+
+def _resolv_conf() -> str:
+    """What a task resolves with: the host's servers, or those behind its loopback resolver."""
+
+    def read(path: str) -> str | None:
+        try:
+            return Path(path).read_text()
+        except FileNotFoundError:
+            return None
+
+    return resolv_conf_text(
+        read("/etc/resolv.conf") or "", read("/run/systemd/resolve/resolv.conf")
+    )
+
+
+def provision(
+    settings: Settings,
+    run: RunDirectory,
+    definition: TaskDefinition,
+    publish: tuple[PortPublication, ...],
+    timeline: Timeline,
+) -> Launched:
+    """Slot, groups, shim with its namespaces, network, generated files.
+
+    Raises: FargateliteError; what was made is found again by `remove_task`.
+    """
+    from fargatelite.network import connect, pool
+
+    ensure_private_directory(Path(settings.data_root))
+    logs = settings.records / run.task_id / "logs"
+    logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with timeline.phase("slot"):
+        slot = pool.SlotPool(Path(settings.run_root)).allocate(run.task_id)
+    with timeline.phase("shim"):
+        shim = Shim.start(run.path, slot.uid_base, slot.uid_count)
+    try:
+        # The shim makes its namespaces meanwhile.
+        with timeline.phase("task cgroup"):
+            cgroup = detect_driver().create(names.cgroup_path(run.task_id), task_limits(definition))
+        with timeline.phase("namespaces"):
+            ready = shim.wait_ready()
+        with timeline.phase("network"):
+            connect.connect(slot, ready.network_namespace, publish=publish)
+        hostname = hostname_of(slot)
+        files = run.path / "files"
+        _write_owned(files / "hosts", hosts_text(slot, hostname), slot.uid_base)
+        _write_owned(files / "hostname", hostname + "\n", slot.uid_base)
+        _write_owned(files / "resolv.conf", _resolv_conf(), slot.uid_base)
+    except BaseException:
+        shim.close()
+        raise
+    return Launched(slot, cgroup, shim, ready)
+
+
+def _own_group_mounts(cgroup: Cgroup) -> dict[str, str]:
+    """Where the container sees its own group: v2 at the top, v1 below each controller's name."""
+    if cgroup.clone_into is not None:
+        return {}
+    return {
+        f"/sys/fs/cgroup/{Path(path).relative_to('/sys/fs/cgroup').parts[0]}": str(
+            Path(path).parent
+        )
+        for path in cgroup.join_files
+        if path.startswith("/sys/fs/cgroup/")
+    }
+
+
+def injected_environment(settings: Settings, runtime_id: str) -> dict[str, str]:
+    """The variables of contract 4.7 that every container gets."""
+    return {
+        "AWS_EXECUTION_ENV": "AWS_ECS_FARGATE",
+        "ECS_CONTAINER_METADATA_URI": f"{METADATA}/v3/{runtime_id}",
+        "ECS_CONTAINER_METADATA_URI_V4": f"{METADATA}/v4/{runtime_id}",
+        "ECS_AGENT_URI": f"{METADATA}/api/{runtime_id}",
+        "AWS_REGION": settings.region,
+        "AWS_DEFAULT_REGION": settings.region,
+    }
+
+
+def platform_of(definition: TaskDefinition) -> str:
+    """The OCI platform of a task definition's `runtimePlatform`."""
+    return "linux/arm64" if definition.cpu_architecture == "ARM64" else "linux/amd64"
+
+
+def make_spec(
+    *,
+    settings: Settings,
+    host: Host,
+    run: RunDirectory,
+    slot: Slot,
+    cgroup: Cgroup,
+    container: ContainerDefinition,
+    number: int,
+    image: Image,
+    image_path: Path,
+    trace: bool,
+) -> ContainerSpec:
+    """A container's specification from definition and image; makes nothing.
+
+    Raises: SandboxFailed for what the image cannot give: a user, a command.
+    """
+    task_id, config, files = run.task_id, image.config, run.path / "files"
+    linux = container.linux_parameters
+    added: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    if linux is not None and linux.capabilities is not None:
+        added, dropped = tuple(linux.capabilities.add), tuple(linux.capabilities.drop)
+    hostname = hostname_of(slot)
+    capabilities = capabilities_of(added, dropped)
+    process = resolve_process(
+        entry_point=container.entry_point,
+        command=container.command,
+        image_entry_point=config.entrypoint,
+        image_command=config.cmd,
+        user=container.user,
+        image_user=config.user,
+        working_directory=container.working_directory,
+        image_working_directory=config.working_dir,
+        passwd=image.passwd,
+        group=image.group,
+        image_environment=config.env,
+        injected=injected_environment(settings, names.runtime_id(task_id, number)),
+        environment=tuple((item.name, item.value) for item in container.environment),
+        hostname=hostname,
+    )
+    return ContainerSpec(
+        name=container.name,
+        number=number,
+        process=process,
+        directories=Directories(
+            container=str(settings.layers / task_id / container.name),
+            image=str(image_path),
+            files={
+                "/etc/hosts": str(files / "hosts"),
+                "/etc/hostname": str(files / "hostname"),
+                "/etc/resolv.conf": str(files / "resolv.conf"),
+            },
+            groups=_own_group_mounts(cgroup),
+        ),
+        id_base=slot.uid_base,
+        hostname=hostname,
+        log_path=str(settings.records / task_id / "logs" / f"{container.name}.log"),
+        join_files=cgroup.join_files,
+        clone_into=cgroup.clone_into,
+        seccomp=load_program(settings.cache, capabilities),
+        capabilities=capabilities,
+        rlimits=compile_rlimits(
+            tuple((item.name, item.soft_limit, item.hard_limit) for item in container.ulimits),
+            HostLimits(nofile_hard=host.nofile_hard, can_raise_limits=host.can_raise_limits),
+        ),
+        trace_path=f"trace-{number}" if trace else None,
+        readonly_root=container.readonly_root_filesystem,
+    )
+
+
+def create_container(
+    settings: Settings, run: RunDirectory, slot: Slot, container: ContainerDefinition
+) -> Cgroup:
+    """A container's group and the directories of its file system.
+
+    Raises: CgroupFailed; OSError.
+    """
+    cgroup = detect_driver().create(
+        names.cgroup_path(run.task_id, container.name), container_limits(container)
+    )
+    directory = settings.layers / run.task_id / container.name
+    for name in ("lower", "upper", "work", "merged"):
+        # overlayfs gives its root the mode and owner of the upper directory.
+        (directory / name).mkdir(mode=0o755 if name == "upper" else 0o700, parents=True)
+    os.chown(directory / "upper", slot.uid_base, slot.uid_base)
+    return cgroup
+
+
+def _thaw_tree(path: Path) -> None:
+    """overlayfs leaves `work/work` without permission bits, which root does not mind; nothing of a
+    task is read here, only unlinked by descriptor (shutil.rmtree follows no link)."""
+
+    def on_error(function: object, name: str, info: tuple[type, BaseException, object]) -> None:
+        if not isinstance(info[1], FileNotFoundError):
+            raise info[1]
+
+    shutil.rmtree(path, onerror=on_error)
+
+
+def remove_task(
+    settings: Settings,
+    run: RunDirectory,
+    driver: Driver,
+    launched: Launched | None,
+    release_images: Callable[[], None],
+    timeline: Timeline,
+) -> list[str]:
+    """Removes all that a task has on this host except its run directory and its record.
+
+    Every step is tried, whatever the ones before it did; returns what could not be done, for
+    `stoppedReason`-like reporting and for `gc`, which does the same again.
+    """
+    from fargatelite.network import connect, pool
+
+    failures: list[str] = []
+
+    @contextlib.contextmanager
+    def step(name: str) -> Iterator[None]:
+        with timeline.phase(f"remove {name}"):
+            try:
+                yield
+            except (FargateliteError, OSError) as error:
+                failures.append(f"{name}: {error}")
+
+    path = names.cgroup_path(run.task_id)
+    with step("processes"):
+        driver.kill(path)
+    if launched is not None:
+        with step("shim"):
+            launched.close()
+            launched.shim.reap()
+    with step("cgroups"):
+        driver.remove(path)
+    with step("network"):
+        slots = pool.SlotPool(Path(settings.run_root))
+        slot = next((slot for slot in slots.list() if slot.task_id == run.task_id), None)
+        if slot is not None:
+            connect.disconnect(slot)
+            slots.release(run.task_id)
+    with step("images"):
+        release_images()
+    with step("writable layers"):
+        _thaw_tree(settings.layers / run.task_id)
+    return failures

@@ -1,0 +1,199 @@
+"""The loop: one thread per process and settings runs all tasks that this process supervises.
+
+A selector over shim sockets and inotify, a heap of timers, and a queue for what other threads hand
+in. What blocks (pulls, mounts, groups, removal) goes to a small pool of daemon threads and comes
+back through the queue. Callbacks of users run on a thread of their own, in order, so a slow one
+delays other callbacks and nothing else.
+"""
+
+from __future__ import annotations
+
+import atexit
+import heapq
+import itertools
+import logging
+import os
+import queue
+import selectors
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from fargatelite.settings import Settings
+
+__all__ = ["Supervisor", "get_supervisor"]
+
+logger = logging.getLogger(__name__)
+
+_POOL_THREADS = 16  # blocked in pulls or removals; they cost nothing while idle
+
+Job = Callable[[], None]
+
+
+class _Pool:
+    """Daemon threads for blocking work, started as needed.
+
+    Not concurrent.futures: that refuses work once the interpreter has begun to exit, which is when
+    tasks must be stopped and removed.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._idle = 0
+
+    def submit(self, job: Job) -> None:
+        """Runs `job` on some thread; it must not raise."""
+        with self._lock:
+            self._jobs.put(job)
+            if self._idle < self._jobs.qsize() and self._threads < _POOL_THREADS:
+                self._threads += 1
+                threading.Thread(
+                    target=self._work, name=f"fargatelite-pool-{self._threads}", daemon=True
+                ).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+            job = self._jobs.get()
+            with self._lock:
+                self._idle -= 1
+            job()
+
+
+class Supervised(Protocol):
+    """What the loop asks of a task."""
+
+    def stop_for_exit(self) -> None: ...
+    def wait_finished(self, timeout_s: float | None) -> bool: ...
+
+
+class Supervisor:
+    """See the module. All methods may be called from any thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.pool = _Pool()
+        self._inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._callbacks: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._selector = selectors.DefaultSelector()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._selector.register(self._wake, selectors.EVENT_READ, self._woken)
+        self._timers: list[tuple[int, int, list[Job | None]]] = []
+        self._sequence = itertools.count()
+        self._tasks: set[Supervised] = set()
+        self._lock = threading.Lock()
+        threading.Thread(target=self._run, name="fargatelite-supervisor", daemon=True).start()
+        threading.Thread(target=self._call_back, name="fargatelite-events", daemon=True).start()
+
+    # ---- from any thread ----
+
+    def post(self, job: Job) -> None:
+        """Runs `job` on the loop's thread, after what was posted before."""
+        self._inbox.put(job)
+        os.eventfd_write(self._wake, 1)
+
+    def call_back(self, job: Job) -> None:
+        """Runs a user's callback on the callback thread."""
+        self._callbacks.put(job)
+
+    def add(self, task: Supervised) -> None:
+        """Registers a task that must be over before the interpreter ends."""
+        with self._lock:
+            self._tasks.add(task)
+
+    def discard(self, task: Supervised) -> None:
+        """Forgets a task that is over."""
+        with self._lock:
+            self._tasks.discard(task)
+
+    def stop_all(self) -> None:
+        """Stops every task of this process and waits; at interpreter exit."""
+        with self._lock:
+            tasks = list(self._tasks)
+        for task in tasks:
+            task.stop_for_exit()
+        for task in tasks:
+            task.wait_finished(None)
+
+    # ---- on the loop's thread only ----
+
+    def watch(self, fileobj: object, job: Job) -> None:
+        """Calls `job` whenever `fileobj` is readable."""
+        self._selector.register(fileobj, selectors.EVENT_READ, job)  # type: ignore[arg-type]
+
+    def unwatch(self, fileobj: object) -> None:
+        """Ends `watch`; before the descriptor is closed."""
+        self._selector.unregister(fileobj)  # type: ignore[arg-type]
+
+    def set_timer(self, at_ns: int, job: Job) -> Job:
+        """Calls `job` once at this wall time (ns); returns what cancels it.
+
+        The wait is measured on the monotonic clock from now, so a clock step does not stretch it.
+        """
+        delay = max(0, at_ns - time.time_ns())
+        entry: list[Job | None] = [job]
+        heapq.heappush(self._timers, (time.monotonic_ns() + delay, next(self._sequence), entry))
+
+        def cancel() -> None:
+            entry[0] = None
+
+        return cancel
+
+    def _woken(self) -> None:
+        os.eventfd_read(self._wake)
+
+    def _timeout_s(self) -> float | None:
+        while self._timers and self._timers[0][2][0] is None:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return None
+        return max(0.0, (self._timers[0][0] - time.monotonic_ns()) / 1e9)
+
+    def _guarded(self, job: Job) -> None:
+        # The one place for it (style, "Errors"): a fault in one task must not end the others.
+        try:
+            job()
+        except Exception:
+            logger.exception("a job of the supervisor failed")
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select(self._timeout_s()):
+                self._guarded(key.data)
+            while not self._inbox.empty():
+                self._guarded(self._inbox.get())
+            now = time.monotonic_ns()
+            while self._timers and self._timers[0][0] <= now:
+                job = heapq.heappop(self._timers)[2][0]
+                if job is not None:
+                    self._guarded(job)
+
+    def _call_back(self) -> None:
+        while True:
+            self._guarded(self._callbacks.get())
+
+
+_supervisors: dict[Settings, Supervisor] = {}
+_supervisors_lock = threading.Lock()
+
+
+def get_supervisor(settings: Settings) -> Supervisor:
+    """The supervisor of this process for these settings, started on first use."""
+    with _supervisors_lock:
+        supervisor = _supervisors.get(settings)
+        if supervisor is None:
+            supervisor = _supervisors[settings] = Supervisor(settings)
+            atexit.register(supervisor.stop_all)
+        return supervisor
+
+
+def _forget_after_fork() -> None:
+    # Threads do not survive fork(2); a child starts its own when it runs tasks.
+    _supervisors.clear()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
