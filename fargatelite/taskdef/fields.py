@@ -1,0 +1,299 @@
+"""Every member of RegisterTaskDefinition, and where each takes effect.
+
+"Where does `readonlyRootFilesystem` take effect?" is answered by its line here. Each field carries
+exactly one of
+
+* `Effect(function)`: the function that makes it true;
+* `Refused(message)`: Fargate refuses it, with this message (contract 2.9);
+* `Recorded(reason)`: kept and shown, with nothing to do on this host;
+* `NotYet()`: Fargate has it, this version does not; using it is an error that names its path.
+
+A value equal to the field's default asks for nothing and is always accepted.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import field
+
+__all__ = [
+    "Capabilities",
+    "ContainerDefinition",
+    "ContainerDependency",
+    "Effect",
+    "HealthCheck",
+    "KeyValue",
+    "LinuxParameters",
+    "NotYet",
+    "PortMapping",
+    "Recorded",
+    "Refused",
+    "TaskDefinition",
+    "Ulimit",
+]
+
+
+class Effect(msgspec.Struct, frozen=True):
+    """Takes effect in this function (module below `fargatelite`, dotted)."""
+
+    function: str
+    contract: str = "2.2"
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """Fargate refuses the field with this message; `{name}` is the container's."""
+
+    message: str
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """Kept and shown; the reason says why there is nothing to do."""
+
+    reason: str
+
+
+class NotYet(msgspec.Struct, frozen=True):
+    """Not supported yet."""
+
+
+class _Shape(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Members are camelCase on the wire."""
+
+
+def _unsupported(member: str) -> Refused:
+    return Refused(f"Fargate compatible task definitions do not support {member}")
+
+
+_ENVIRONMENT = Effect("sandbox.environment.compose_environment", "4.7")
+_PROCESS = Effect("sandbox.compile.resolve_process")
+_HEALTH = Effect("runtime.task.new_state", "3.7")
+_LIMITS = Effect("runtime.launch.container_limits")
+_TASK_LIMITS = Effect("runtime.launch.task_limits", "4.3")
+_ORDER = Effect("runtime.dependencies.judge", "3.5")
+
+
+class KeyValue(_Shape, frozen=True, kw_only=True):
+    """KeyValuePair."""
+
+    name: Annotated[str, _ENVIRONMENT] = ""
+    value: Annotated[str, _ENVIRONMENT] = ""
+
+
+class Tag(_Shape, frozen=True, kw_only=True):
+    """Tag: key of 1 to 128 characters, value of at most 256."""
+
+    key: Annotated[str, Recorded("shown by describe")] = ""
+    value: Annotated[str, Recorded("shown by describe")] = ""
+
+
+_PORT = Recorded("the port lives on the task's own address; --publish maps it to the host")
+
+
+class PortMapping(_Shape, frozen=True, kw_only=True):
+    """PortMapping (contract 2.3)."""
+
+    container_port: Annotated[int | None, _PORT] = None
+    host_port: Annotated[int | None, _PORT] = None
+    protocol: Annotated[str, _PORT] = "tcp"
+    name: Annotated[str | None, _PORT] = None
+    app_protocol: Annotated[str | None, _PORT] = None
+    container_port_range: Annotated[str | None, _PORT] = None
+
+
+class ContainerDependency(_Shape, frozen=True, kw_only=True):
+    """ContainerDependency."""
+
+    container_name: Annotated[str, _ORDER]
+    condition: Annotated[str, _ORDER]
+
+
+class HealthCheck(_Shape, frozen=True, kw_only=True):
+    """HealthCheck with Fargate's defaults (contract 3.7)."""
+
+    command: Annotated[tuple[str, ...], Effect("sandbox.compile.compile_health_check", "3.7")]
+    interval_s: Annotated[int, _HEALTH] = field(default=30, name="interval")
+    timeout_s: Annotated[int, Effect("runtime.execute.SupervisedTask._run_health_check", "3.7")] = (
+        field(default=5, name="timeout")
+    )
+    retries: Annotated[int, _HEALTH] = 3
+    start_period_s: Annotated[int, _HEALTH] = field(default=0, name="startPeriod")
+
+
+class Ulimit(_Shape, frozen=True, kw_only=True):
+    """Ulimit; -1 is unlimited."""
+
+    name: Annotated[str, Effect("sandbox.compile.compile_rlimits", "4.3")]
+    soft_limit: Annotated[int, Effect("sandbox.compile.compile_rlimits", "4.3")]
+    hard_limit: Annotated[int, Effect("sandbox.compile.compile_rlimits", "4.3")]
+
+
+class Capabilities(_Shape, frozen=True, kw_only=True):
+    """KernelCapabilities; names without CAP_."""
+
+    add: Annotated[tuple[str, ...], Effect("sandbox.capabilities.container_mask", "2.7")] = ()
+    drop: Annotated[tuple[str, ...], Effect("sandbox.capabilities.container_mask", "2.7")] = ()
+
+
+class LinuxParameters(_Shape, frozen=True, kw_only=True):
+    """LinuxParameters (contract 2.7)."""
+
+    capabilities: Annotated[
+        Capabilities | None, Effect("sandbox.capabilities.container_mask", "2.7")
+    ] = None
+    init_process_enabled: Annotated[bool, NotYet()] = False
+    tmpfs: Annotated[tuple[dict[str, Any], ...], NotYet()] = ()
+    devices: Annotated[tuple[dict[str, Any], ...], _unsupported("devices")] = ()
+    shared_memory_size: Annotated[int | None, _unsupported("sharedMemorySize")] = None
+    max_swap: Annotated[int | None, _unsupported("maxSwap")] = None
+    swappiness: Annotated[int | None, _unsupported("swappiness")] = None
+
+
+class ContainerDefinition(_Shape, frozen=True, kw_only=True):
+    """ContainerDefinition (contract 2.2)."""
+
+    name: Annotated[str, Effect("names.cgroup_path")] = ""
+    image: Annotated[str, Effect("images.store.ImageStore.pull", "3.9")] = ""
+    cpu_units: Annotated[int, _LIMITS] = field(default=0, name="cpu")
+    memory_mib: Annotated[int | None, _LIMITS] = field(default=None, name="memory")
+    memory_reservation_mib: Annotated[int | None, _LIMITS] = field(
+        default=None, name="memoryReservation"
+    )
+    port_mappings: Annotated[tuple[PortMapping, ...], _PORT] = ()
+    essential: Annotated[bool, Effect("runtime.task.new_state", "3.4")] = True
+    entry_point: Annotated[tuple[str, ...] | None, _PROCESS] = None
+    command: Annotated[tuple[str, ...] | None, _PROCESS] = None
+    environment: Annotated[tuple[KeyValue, ...], _ENVIRONMENT] = ()
+    depends_on: Annotated[tuple[ContainerDependency, ...], _ORDER] = ()
+    start_timeout_s: Annotated[int | None, Effect("runtime.task.new_state", "3.5")] = field(
+        default=None, name="startTimeout"
+    )
+    stop_timeout_s: Annotated[int, Effect("runtime.task.new_state", "3.6")] = field(
+        default=30, name="stopTimeout"
+    )
+    user: Annotated[str | None, Effect("sandbox.users.resolve_user", "4.4")] = None
+    working_directory: Annotated[str | None, _PROCESS] = None
+    readonly_root_filesystem: Annotated[bool, Effect("sandbox.compile.compile_container")] = False
+    ulimits: Annotated[tuple[Ulimit, ...], Effect("sandbox.compile.compile_rlimits", "4.3")] = ()
+    health_check: Annotated[HealthCheck | None, _HEALTH] = None
+    linux_parameters: Annotated[
+        LinuxParameters | None, Effect("sandbox.capabilities.container_mask", "2.7")
+    ] = None
+    docker_labels: Annotated[dict[str, str], Recorded("shown by describe")] = {}
+    version_consistency: Annotated[
+        str | None, Recorded("a standalone task resolves its digest once, at the pull")
+    ] = None
+
+    repository_credentials: Annotated[dict[str, Any] | None, NotYet()] = None
+    restart_policy: Annotated[dict[str, Any] | None, NotYet()] = None
+    environment_files: Annotated[tuple[dict[str, Any], ...], NotYet()] = ()
+    mount_points: Annotated[tuple[dict[str, Any], ...], NotYet()] = ()
+    volumes_from: Annotated[tuple[dict[str, Any], ...], NotYet()] = ()
+    secrets: Annotated[tuple[dict[str, Any], ...], NotYet()] = ()
+    interactive: Annotated[bool, NotYet()] = False
+    pseudo_terminal: Annotated[bool, NotYet()] = False
+    log_configuration: Annotated[dict[str, Any] | None, NotYet()] = None
+    system_controls: Annotated[tuple[dict[str, Any], ...], NotYet()] = ()
+    firelens_configuration: Annotated[dict[str, Any] | None, NotYet()] = None
+
+    links: Annotated[
+        tuple[str, ...], Refused("Links are not supported when networkMode=awsvpc.")
+    ] = ()
+    hostname: Annotated[
+        str | None, Refused("hostname is not supported on container when networkMode=awsvpc.")
+    ] = None
+    disable_networking: Annotated[
+        bool,
+        Refused("Disable Networking is not supported on container when networkMode=awsvpc."),
+    ] = False
+    privileged: Annotated[
+        bool,
+        Refused(
+            "Fargate requires that the ‘privileged’ setting be ‘false’ at the container level."
+        ),
+    ] = False
+    dns_servers: Annotated[
+        tuple[str, ...],
+        Refused("DNS servers are not supported on container when networkMode=awsvpc."),
+    ] = ()
+    dns_search_domains: Annotated[
+        tuple[str, ...],
+        Refused("DNS search domains are not supported on container when networkMode=awsvpc."),
+    ] = ()
+    extra_hosts: Annotated[
+        tuple[dict[str, Any], ...],
+        Refused("Extra hosts are not supported on container when networkMode=awsvpc."),
+    ] = ()
+    docker_security_options: Annotated[tuple[str, ...], _unsupported("dockerSecurityOptions")] = ()
+    resource_requirements: Annotated[
+        tuple[dict[str, Any], ...],
+        Refused("Tasks using the Fargate launch type do not support GPU resource requirements."),
+    ] = ()
+    credential_specs: Annotated[tuple[str, ...], _unsupported("credentialSpecs")] = ()
+
+
+class EphemeralStorage(_Shape, frozen=True, kw_only=True):
+    """EphemeralStorage."""
+
+    size_gib: Annotated[int, Effect("billing.bill.compute_bill", "7.1")] = field(name="sizeInGiB")
+
+
+class RuntimePlatform(_Shape, frozen=True, kw_only=True):
+    """RuntimePlatform."""
+
+    cpu_architecture: Annotated[str, Effect("runtime.launch.platform_of", "3.9")] = "X86_64"
+    operating_system_family: Annotated[str, Effect("taskdef.rules.check_platform", "2.1")] = "LINUX"
+
+
+_AWSVPC = Effect("taskdef.rules.check_network_mode", "2.9")
+_ROLE = Recorded("no AWS call is made on the task's behalf yet")
+
+
+class TaskDefinition(_Shape, frozen=True, kw_only=True):
+    """RegisterTaskDefinition's request, checked; `revision` is 1 when it was never registered."""
+
+    family: Annotated[str, Effect("names.task_definition_arn", "8.2")] = ""
+    containers: Annotated[
+        tuple[ContainerDefinition, ...], Effect("runtime.task.new_state", "2.1")
+    ] = field(default=(), name="containerDefinitions")
+    cpu_units: Annotated[int, _TASK_LIMITS] = field(default=0, name="cpu")
+    memory_mib: Annotated[int, _TASK_LIMITS] = field(default=0, name="memory")
+    network_mode: Annotated[str | None, _AWSVPC] = None
+    requires_compatibilities: Annotated[tuple[str, ...], _AWSVPC] = ()
+    task_role_arn: Annotated[str | None, _ROLE] = None
+    execution_role_arn: Annotated[str | None, _ROLE] = None
+    ephemeral_storage: Annotated[
+        EphemeralStorage | None, Effect("billing.bill.compute_bill", "7.1")
+    ] = None
+    runtime_platform: Annotated[
+        RuntimePlatform | None, Effect("runtime.launch.platform_of", "3.9")
+    ] = None
+    tags: Annotated[tuple[Tag, ...], Recorded("shown by describe")] = ()
+
+    pid_mode: Annotated[str | None, NotYet()] = None
+    volumes: Annotated[tuple[dict[str, Any], ...], NotYet()] = ()
+    proxy_configuration: Annotated[dict[str, Any] | None, NotYet()] = None
+    enable_fault_injection: Annotated[bool, NotYet()] = False
+
+    placement_constraints: Annotated[tuple[dict[str, Any], ...], _unsupported("constraints")] = ()
+    ipc_mode: Annotated[str | None, _unsupported("ipcMode")] = None
+    inference_accelerators: Annotated[
+        tuple[dict[str, Any], ...], Refused("Unsupported field 'inferenceAccelerators'")
+    ] = ()
+    trusted_execution_configuration: Annotated[
+        dict[str, Any] | None, _unsupported("trustedExecutionConfiguration")
+    ] = None
+
+    revision: Annotated[int, Effect("names.task_definition_arn", "8.2")] = 1
+
+    @property
+    def ephemeral_storage_gib(self) -> int:
+        """20 when the definition names none (contract 4.3)."""
+        return self.ephemeral_storage.size_gib if self.ephemeral_storage is not None else 20
+
+    @property
+    def cpu_architecture(self) -> str:
+        """X86_64 or ARM64."""
+        platform = self.runtime_platform
+        return platform.cpu_architecture if platform is not None else "X86_64"
