@@ -100,7 +100,8 @@ def _decompressor(media_type: str) -> tuple[Any, type[Exception]]:
     if media_type.endswith(("tar+gzip", "tar.gzip")):
         from isal import isal_zlib
 
-        return isal_zlib.decompressobj(wbits=31), isal_zlib.error
+        errors: Any = isal_zlib.error
+        return isal_zlib.decompressobj(wbits=31), errors
     if media_type.endswith("tar+zstd"):
         import zstandard
 
@@ -131,6 +132,7 @@ class LayerWriter:
         self._parser = self._parse()
         self._wanted = next(self._parser)
         self._buffer = bytearray()
+        self._is_finished = False
 
     def feed(self, chunk: bytes | memoryview) -> None:
         """The next compressed bytes.
@@ -209,7 +211,7 @@ class LayerWriter:
                     padded = -(-header.size // tar.BLOCK) * tar.BLOCK
                     data = bytes((yield padded))[: header.size]
                     yield padded
-                self._extend(state, header.kind, data)
+                self.extend(state, header.kind, data)
                 continue
             segments = None
             if header.kind == tar.SPARSE:
@@ -230,7 +232,8 @@ class LayerWriter:
             yield from self._entry(entry, is_pax_1_0)
 
     @staticmethod
-    def _extend(state: tar.PaxState, kind: int, data: bytes) -> None:
+    def extend(state: tar.PaxState, kind: int, data: bytes) -> None:
+        """Notes what an extended header says about the next entry."""
         if kind == tar.PAX:
             state.next = tar.parse_pax(data)
         elif kind == tar.PAX_GLOBAL:
@@ -363,6 +366,7 @@ class LayerWriter:
         self._table_path.write_bytes(
             _TABLE_MAGIC + struct.pack("<HHI", TABLE_VERSION, 0, zlib.crc32(body)) + body
         )
+        self._is_finished = True
         return LayerResult(
             digest=Digest(f"sha256:{self._compressed.hexdigest()}"),
             diff_id=DiffId(f"sha256:{self._plain.hexdigest()}"),
@@ -374,7 +378,9 @@ class LayerWriter:
         )
 
     def abort(self) -> None:
-        """Removes the temporary files; may be repeated."""
+        """Removes the temporary files; may be repeated, and does nothing after `finish`."""
+        if self._is_finished:
+            return
         if self._blob >= 0:
             os.close(self._blob)
             self._blob = -1

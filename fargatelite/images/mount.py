@@ -103,11 +103,7 @@ def _attach_loop(path: Path) -> tuple[int, str]:
     raise HostUnsupported(f"no free loop device after {_LOOP_ATTEMPTS} attempts")
 
 
-def mount_erofs(image: Path, blobs: Sequence[Path], target: Path, *, loop: bool) -> None:
-    """Mounts `image` with its blobs as devices, in order, read-only and without device files.
-
-    Raises: ImageError naming the image, the call's errno and what the kernel said.
-    """
+def _mount_files(image: Path, blobs: Sequence[Path], target: Path, *, loop: bool) -> None:
     held: list[int] = []
     try:
         if loop:
@@ -121,15 +117,33 @@ def mount_erofs(image: Path, blobs: Sequence[Path], target: Path, *, loop: bool)
             held += [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (image, *blobs)]
             names = [f"/proc/self/fd/{descriptor}" for descriptor in held]
         _mount(names[0], names[1:], target)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def mount_erofs(
+    image: Path, blobs: Sequence[Path], target: Path, *, loop: bool | None = None
+) -> None:
+    """Mounts `image` with its blobs as devices, in order, read-only and without device files.
+
+    `loop`: through loop devices; None: only where the kernel cannot mount a file (before Linux
+    6.12, which answers ENOTBLK).
+    Raises: ImageError naming the image, the call's errno and what the kernel said.
+    """
+    try:
+        try:
+            _mount_files(image, blobs, target, loop=bool(loop))
+        except OSError as error:
+            if loop is not None or error.errno != errno.ENOTBLK:
+                raise
+            _mount_files(image, blobs, target, loop=True)
     except OSError as error:
         raise ImageError(
             f"cannot mount image {image}: {error.strerror}; see `fargatelite check`",
             errno=error.errno,
             path=image,
         ) from error
-    finally:
-        for descriptor in held:
-            os.close(descriptor)
 
 
 def unmount(target: Path) -> None:

@@ -1,0 +1,521 @@
+"""The image store: layers once, an EROFS image each, one mount per host.
+
+::
+
+    <root>/VERSION
+    layers/<diff id>/{blob,table}        a layer, unpacked in one pass
+    digests/<digest>                     compressed digest -> diff id and sizes
+    images/<image id>/{image.json,image.erofs}
+    references/<sha256 of reference>     what a name meant at its last pull
+    locks/, tmp/
+
+Everything is published by rename, so what has a name is whole. Several processes share a store: a
+lock per layer makes the second one wait and reuse.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from fargatelite.errors import ImageError, ImageNotFound, StateCorrupt
+from fargatelite.images.credentials import RegistryConfig, find_credentials, is_plain_http
+from fargatelite.images.image import Image, ImageConfig, PullPolicy, PullProgress
+from fargatelite.images.layer import BLOCK_BYTES, LayerResult, read_table
+from fargatelite.images.reference import Reference, parse_reference
+from fargatelite.names import DiffId, Digest, TaskId
+
+__all__ = ["ImageStore", "LayerEntry"]
+
+STORE_VERSION = "1"
+MAX_FILE_READ = 1024 * 1024  # /etc/passwd and /etc/group (CVE-2026-47262)
+
+OnProgress = Callable[[PullProgress], None]
+
+
+class LayerEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What a compressed digest turned out to hold."""
+
+    version: int = 1
+    diff_id: DiffId
+    compressed_bytes: int
+    blob_bytes: int
+
+
+class _StoredImage(msgspec.Struct, frozen=True, kw_only=True):
+    version: int = 1
+    image_id: Digest
+    config: ImageConfig
+    diff_ids: tuple[DiffId, ...]
+    blob_blocks: tuple[int, ...]
+    compressed_bytes: int
+    passwd: bytes
+    group: bytes
+
+
+class _StoredReference(msgspec.Struct, frozen=True, kw_only=True):
+    version: int = 1
+    reference: str
+    digest: Digest
+    resolved: str
+    """What the registry's HEAD says: the index's digest where there is an index."""
+    image_id: Digest
+    platform: str
+    is_loaded: bool = False
+
+
+def _hex(digest: str) -> str:
+    return digest.partition(":")[2]
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class ImageStore:
+    """See the module. Usable from any thread and from several processes."""
+
+    def __init__(self, root: Path, *, config: RegistryConfig | None = None) -> None:
+        self.root = root
+        self.config = config or RegistryConfig()
+        self._cache: dict[str, _StoredImage] = {}
+        for name in ("layers", "digests", "images", "references", "locks", "tmp"):
+            (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        version = root / "VERSION"
+        if not version.exists():
+            _replace(version, STORE_VERSION.encode())
+        elif version.read_text().strip() != STORE_VERSION:
+            raise StateCorrupt(
+                f"image store {root} is of version {version.read_text().strip()!r}, this uses "
+                f"{STORE_VERSION}; use another data root",
+                path=root,
+            )
+
+    # ---- locks and scratch space ----
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Only one process works on `name` (a digest) at a time."""
+        fd = os.open(self.root / "locks" / _hex(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A directory of the store's own file system, removed at the end; its lock tells `gc` that
+        somebody works in it."""
+        path = self.root / "tmp" / f"{os.getpid()}-{os.urandom(6).hex()}"
+        path.mkdir(mode=0o700)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            yield path
+        finally:
+            os.close(fd)
+            shutil.rmtree(path, ignore_errors=True)
+
+    # ---- layers ----
+
+    def find_layer(self, digest: str) -> LayerEntry | None:
+        """What is known of a compressed layer; None unless its blob and table are there."""
+        try:
+            entry = msgspec.json.decode(
+                (self.root / "digests" / _hex(digest)).read_bytes(), type=LayerEntry
+            )
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+        return entry if self._layer(entry.diff_id).is_dir() else None
+
+    def _layer(self, diff_id: str) -> Path:
+        return self.root / "layers" / _hex(diff_id)
+
+    def publish_layer(self, result: LayerResult) -> LayerEntry:
+        """Takes a finished layer's files into the store."""
+        for path in (result.blob, result.table):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        target = self._layer(result.diff_id)
+        holder = result.blob.parent / "publish"
+        holder.mkdir()
+        os.rename(result.blob, holder / "blob")
+        os.rename(result.table, holder / "table")
+        try:
+            os.rename(holder, target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            shutil.rmtree(holder)  # the same contents under another compression
+        entry = LayerEntry(
+            diff_id=result.diff_id,
+            compressed_bytes=result.compressed_bytes,
+            blob_bytes=result.blob_bytes,
+        )
+        _replace(self.root / "digests" / _hex(result.digest), msgspec.json.encode(entry))
+        return entry
+
+    # ---- images ----
+
+    def _image_directory(self, image_id: str) -> Path:
+        return self.root / "images" / _hex(image_id)
+
+    def _read_image(self, image_id: str) -> _StoredImage | None:
+        cached = self._cache.get(image_id)
+        directory = self._image_directory(image_id)
+        if cached is not None:
+            if directory.is_dir():
+                return cached
+            del self._cache[image_id]
+            return None
+        try:
+            stored = msgspec.json.decode((directory / "image.json").read_bytes(), type=_StoredImage)
+        except FileNotFoundError:
+            return None
+        except msgspec.MsgspecError as error:
+            raise StateCorrupt(
+                f"{directory}/image.json: {error}; remove the image and pull it again",
+                path=directory,
+            ) from error
+        self._cache[image_id] = stored
+        return stored
+
+    def build_image(
+        self, image_id: Digest, config: ImageConfig, layers: Sequence[LayerEntry]
+    ) -> None:
+        """Merges the layers and writes the image, unless it is there."""
+        from fargatelite.images.erofs import write_erofs
+        from fargatelite.images.merge import merge_layers, read_file_node
+
+        directory = self._image_directory(image_id)
+        if directory.is_dir():
+            return
+        root = merge_layers([read_table(self._layer(item.diff_id) / "table") for item in layers])
+
+        def read(path: bytes) -> bytes:
+            node = read_file_node(root, path)
+            if node is None or node.layer < 0:
+                return b""
+            blob = self._layer(layers[node.layer].diff_id) / "blob"
+            with open(blob, "rb") as file:
+                file.seek(node.record.block * BLOCK_BYTES)
+                return file.read(min(node.record.size, MAX_FILE_READ))
+
+        blocks = tuple(item.blob_bytes // BLOCK_BYTES for item in layers)
+        with self.scratch() as scratch:
+            made = scratch / "image"
+            made.mkdir()
+            write_erofs(root, blocks, made / "image.erofs")
+            _replace(
+                made / "image.json",
+                msgspec.json.encode(
+                    _StoredImage(
+                        image_id=image_id,
+                        config=config,
+                        diff_ids=tuple(item.diff_id for item in layers),
+                        blob_blocks=blocks,
+                        compressed_bytes=sum(item.compressed_bytes for item in layers),
+                        passwd=read(b"etc/passwd"),
+                        group=read(b"etc/group"),
+                    )
+                ),
+            )
+            fd = os.open(made / "image.erofs", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            try:
+                os.rename(made, directory)
+            except OSError:
+                if not directory.is_dir():
+                    raise
+
+    # ---- references ----
+
+    def _reference_path(self, reference: Reference, platform: str) -> Path:
+        name = hashlib.sha256(f"{reference} {platform}".encode()).hexdigest()
+        return self.root / "references" / name
+
+    def record_reference(
+        self,
+        text: str,
+        reference: Reference,
+        digest: Digest,
+        resolved: str,
+        image_id: Digest,
+        platform: str,
+        *,
+        is_loaded: bool = False,
+    ) -> None:
+        """Notes what a name means from now on."""
+        _replace(
+            self._reference_path(reference, platform),
+            msgspec.json.encode(
+                _StoredReference(
+                    reference=text,
+                    digest=digest,
+                    resolved=resolved,
+                    image_id=image_id,
+                    platform=platform,
+                    is_loaded=is_loaded,
+                )
+            ),
+        )
+
+    def _read_reference(self, path: Path) -> _StoredReference | None:
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=_StoredReference)
+        except FileNotFoundError:
+            return None
+        except msgspec.MsgspecError as error:
+            raise StateCorrupt(f"{path}: {error}; pull the image again", path=path) from error
+
+    def _image(self, stored: _StoredReference, text: str) -> Image | None:
+        found = self._read_image(stored.image_id)
+        if found is None:
+            return None
+        return Image(
+            reference=text,
+            digest=stored.digest,
+            image_id=stored.image_id,
+            config=found.config,
+            diff_ids=found.diff_ids,
+            compressed_bytes=found.compressed_bytes,
+            passwd=found.passwd,
+            group=found.group,
+        )
+
+    def find(self, reference: str, platform: str = "linux/amd64") -> Image | None:
+        """The image that a name meant at its last pull or load; None when it is not there."""
+        parsed = parse_reference(reference)
+        stored = self._read_reference(self._reference_path(parsed, platform))
+        return self._image(stored, reference) if stored is not None else None
+
+    def list_images(self) -> list[Image]:
+        """All images that have a name, by name."""
+        found = []
+        for path in (self.root / "references").iterdir():
+            if path.name.startswith("."):
+                continue
+            stored = self._read_reference(path)
+            image = self._image(stored, stored.reference) if stored is not None else None
+            if image is not None:
+                found.append(image)
+        return sorted(found, key=lambda image: image.reference)
+
+    # ---- pull ----
+
+    def pull(
+        self,
+        reference: str,
+        *,
+        policy: PullPolicy | str = PullPolicy.ALWAYS,
+        platform: str = "linux/amd64",
+        on_progress: OnProgress | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> Image:
+        """The image, fetched as the policy says.
+
+        `always` asks the registry for the digest by one HEAD and takes what is in the store; an
+        image that was loaded is used without asking. Fetching and parsing happen in a child process
+        without capabilities.
+        Raises: ImageError and its kin; InvalidReference.
+        """
+        parsed = parse_reference(reference)
+        policy = PullPolicy(policy)
+        stored = self._read_reference(self._reference_path(parsed, platform))
+        image = self._image(stored, reference) if stored is not None else None
+        if policy is PullPolicy.NEVER:
+            if image is None:
+                raise ImageNotFound(
+                    f"{reference} is not in the store, and the pull policy is never; "
+                    "pull or load it first"
+                )
+            return image
+        if image is not None and stored is not None:
+            is_fixed = parsed.digest is not None or stored.is_loaded
+            if policy is PullPolicy.MISSING or is_fixed:
+                return image
+            if self._ask(parsed) == stored.resolved:
+                return image
+        from fargatelite.images.worker import run_worker
+
+        run_worker(self, reference, platform, on_progress, cancelled)
+        found = self.find(reference, platform)
+        if found is None:
+            raise ImageError(f"{reference} is not in the store after its pull")
+        return found
+
+    def _ask(self, reference: Reference) -> str | None:
+        from fargatelite.images.registry import Registry
+
+        registry = Registry(
+            reference,
+            find_credentials(reference.registry, self.config),
+            insecure=is_plain_http(reference.registry, self.config),
+        )
+        try:
+            resolved = registry.resolve()
+        finally:
+            registry.close()
+        return resolved.digest if resolved is not None else None
+
+    def load(self, path: Path) -> list[Image]:
+        """Images of a docker-archive or an OCI layout (directory or tar), by the names in it.
+
+        Raises: ImageInvalid.
+        """
+        from fargatelite.images.worker import run_load
+
+        names = run_load(self, path)
+        found = [self.find(name) for name in names]
+        return [image for image in found if image is not None]
+
+    # ---- mounts ----
+
+    def _mount_directory(self, run_root: Path, image_id: str) -> Path:
+        return run_root / "images" / _hex(image_id)
+
+    def ensure_mounted(self, image: Image, run_root: Path, task_id: TaskId) -> Path:
+        """Mounts the image once per host and notes the task as its user; returns the mount point.
+
+        Raises: ImageError.
+        """
+        from fargatelite.images.mount import mount_erofs
+
+        stored = self._read_image(image.image_id)
+        if stored is None:
+            raise ImageNotFound(f"{image.reference} is not in the store any more")
+        directory = self._mount_directory(run_root, image.image_id)
+        with self._mount_lock(directory):
+            # The user first: a crash after it leaves a name that `release` and gc know.
+            (directory / "users" / task_id).touch(mode=0o600)
+            target = directory / "fs"
+            if not os.path.ismount(target):
+                mount_erofs(
+                    self._image_directory(image.image_id) / "image.erofs",
+                    [self._layer(diff_id) / "blob" for diff_id in stored.diff_ids],
+                    target,
+                )
+        return target
+
+    @contextlib.contextmanager
+    def _mount_lock(self, directory: Path) -> Iterator[None]:
+        """The lock of one image's mount. Whoever removes the directory holds it, so the file may be
+        gone when we get it: then again."""
+        while True:
+            for name in ("", "users", "fs"):
+                (directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.fstat(fd).st_nlink and (directory / "users").is_dir():
+                    yield
+                    return
+            finally:
+                os.close(fd)
+
+    def release(self, run_root: Path, task_id: TaskId) -> None:
+        """Ends all uses of a task; the last user's end unmounts. May be repeated."""
+        from fargatelite.images.mount import unmount
+
+        try:
+            names = os.listdir(run_root / "images")
+        except FileNotFoundError:
+            return
+        for name in names:
+            directory = run_root / "images" / name
+            if not (directory / "users" / task_id).exists():
+                continue
+            with self._mount_lock(directory):
+                (directory / "users" / task_id).unlink(missing_ok=True)
+                if os.listdir(directory / "users"):
+                    continue
+                unmount(directory / "fs")
+                (directory / "fs").rmdir()
+                (directory / "users").rmdir()
+                (directory / "lock").unlink()
+                directory.rmdir()
+
+    # ---- removal ----
+
+    def remove(self, reference: str) -> None:
+        """Removes a name, and what only it needed.
+
+        Raises: ImageNotFound.
+        """
+        removed = 0
+        for path in (self.root / "references").iterdir():
+            stored = self._read_reference(path) if not path.name.startswith(".") else None
+            if stored is None:
+                continue
+            same_name = reference == stored.reference
+            if same_name or reference in (stored.digest, stored.image_id, stored.resolved):
+                path.unlink()
+                removed += 1
+        if not removed:
+            raise ImageNotFound(f"{reference} is not in the store; see `fargatelite image list`")
+        self.gc()
+
+    def gc(self) -> list[str]:
+        """Removes images without a name, layers without an image, and what crashed pulls left."""
+        removed = []
+        wanted_images = set()
+        for path in (self.root / "references").iterdir():
+            if path.name.startswith("."):
+                path.unlink(missing_ok=True)
+                continue
+            stored = self._read_reference(path)
+            if stored is not None:
+                wanted_images.add(_hex(stored.image_id))
+        wanted_layers = set()
+        for path in (self.root / "images").iterdir():
+            found = self._read_image(f"sha256:{path.name}")
+            if path.name in wanted_images and found is not None:
+                wanted_layers |= {_hex(diff_id) for diff_id in found.diff_ids}
+                continue
+            removed.append(f"sha256:{path.name}")
+            self._cache.pop(f"sha256:{path.name}", None)
+            shutil.rmtree(path)
+        for path in (self.root / "tmp").iterdir():
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # A pull is going on: its layers have no image yet.
+                return removed
+            finally:
+                os.close(fd)
+            shutil.rmtree(path)
+        for path in (self.root / "layers").iterdir():
+            if path.name not in wanted_layers:
+                shutil.rmtree(path)
+        for path in (self.root / "digests").iterdir():
+            if self.find_layer(f"sha256:{path.name}") is None:
+                path.unlink()
+        return removed
