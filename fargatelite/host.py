@@ -8,7 +8,7 @@ import resource
 
 import msgspec
 
-__all__ = ["Host", "read_capabilities"]
+__all__ = ["Host", "read_boot_id", "read_capabilities"]
 
 CAP_SYS_RESOURCE = 24
 
@@ -39,3 +39,9 @@ def read_capabilities() -> int:
             if line.startswith(b"CapEff:"):
                 return int(line.split()[1], 16)
     raise OSError(f"no CapEff in /proc/self/status of pid {os.getpid()}")
+
+
+def read_boot_id() -> str:
+    """The UUID of this boot: run roots and monotonic times of another one are void."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()

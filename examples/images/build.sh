@@ -7,6 +7,8 @@ cd "$(dirname "$0")/../.."
 here=examples/images
 out=build/images
 mkdir -p "$out"
+sources=/etc/apt/sources.list.d/debian.sources  # this machine's own, in either of the two forms
+[ -e "$sources" ] || sources=/etc/apt/sources.list
 
 fresh() { [ -e "$out/$1.done" ] && [ -z "$(find "$here" -newer "$out/$1.done" -print -quit)" ]; }
 
@@ -20,11 +22,11 @@ build() {
   mmdebstrap --quiet --mode=root --variant=extract --include="$packages" \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
-    --customize-hook='cp "$1/usr/share/base-passwd/passwd.master" "$1/etc/passwd"' \
-    --customize-hook='cp "$1/usr/share/base-passwd/group.master" "$1/etc/group"' \
-    --customize-hook='mkdir -p "$1/app"; cp examples/images/probe/probe.py "$1/app/"' \
-    --customize-hook="$hook" \
-    bookworm "$out/$name.tar" /etc/apt/sources.list.d/debian.sources
+    --extract-hook='cp "$1/usr/share/base-passwd/passwd.master" "$1/etc/passwd"' \
+    --extract-hook='cp "$1/usr/share/base-passwd/group.master" "$1/etc/group"' \
+    --extract-hook='mkdir -p "$1/app"; cp examples/images/probe/probe.py "$1/app/"' \
+    --extract-hook="$hook" \
+    bookworm "$out/$name.tar" "$sources"
   umoci init --layout "$out/$name"
   umoci new --image "$out/$name:1"
   umoci raw add-layer --image "$out/$name:1" "$out/$name.tar"
@@ -34,7 +36,8 @@ build() {
 }
 
 build web base-files,base-passwd,dash,busybox-static,nginx \
-  'echo "<h1>hello from fargatelite</h1>" > "$1/var/www/html/index.html";
+  'mkdir -p "$1/var/www/html" "$1/var/log/nginx" "$1/var/lib/nginx" "$1/run";
+   echo "<h1>hello from fargatelite</h1>" > "$1/var/www/html/index.html";
    ln -sf /dev/stdout "$1/var/log/nginx/access.log"; ln -sf /dev/stderr "$1/var/log/nginx/error.log"' \
   --config.entrypoint nginx --config.cmd=-g --config.cmd='daemon off;' --config.stopsignal SIGQUIT
 

@@ -13,8 +13,6 @@ from typing import IO, Any
 
 from fargatelite.cli.tables import (
     format_bytes,
-    format_duration,
-    format_money,
     is_terminal,
     print_table,
 )

@@ -22,7 +22,7 @@ def _read(records: list[TaskRecord]) -> tuple[float, Sample]:
 def _rows(
     records: list[TaskRecord], before: tuple[float, Sample], after: tuple[float, Sample]
 ) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     seconds = after[0] - before[0]
     for record in records:
         vcpus = int(record.definition["cpu"]) / 1024

@@ -6,13 +6,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from fargatelite import names
 from fargatelite.errors import ConfigurationInvalid
-from fargatelite.network.slot import PortPublication
-from fargatelite.rundir import RunDirectory
+from fargatelite.network.slot import PortPublication, Protocol
+from fargatelite.rundir import RunDirectory, ensure_private_directory
 from fargatelite.runtime import task as machine
 from fargatelite.runtime.describe import TaskFacts
 from fargatelite.runtime.events import Event
@@ -57,7 +58,7 @@ def parse_publication(text: str) -> PortPublication:
         host_address=address,
         host_port=int(parts[0]),
         container_port=int(parts[1]),
-        protocol=protocol or "tcp",
+        protocol=Protocol(protocol or "tcp"),
     )
 
 
@@ -210,10 +211,12 @@ class Task:
                 yield from follower.read_new()
                 return
             wake = os.eventfd(0, os.EFD_CLOEXEC)
-            waiter = threading.Thread(
-                target=lambda: (supervised.wait_finished(None), os.eventfd_write(wake, 1)),
-                daemon=True,
-            )
+
+            def wake_at_the_end() -> None:
+                supervised.wait_finished(None)
+                os.eventfd_write(wake, 1)
+
+            waiter = threading.Thread(target=wake_at_the_end, daemon=True)
             waiter.start()
             try:
                 yield from follower.follow(lambda: supervised.is_finished, wake)
@@ -322,6 +325,7 @@ def run_task(
 
     task_id = names.new_task_id()
     with timeline.phase("run directory"):
+        ensure_private_directory(Path(settings.data_root))
         run = RunDirectory.create(settings.runs, task_id)
     supervised = SupervisedTask(
         get_supervisor(settings),
@@ -341,7 +345,7 @@ def run_task(
         pull_policy=pull,
         publish=publications,
         trace=trace,
-        sampler=get_sampler(settings),
+        sampler=get_sampler(),
         timeline=timeline,
         on_event=on_event,
     )

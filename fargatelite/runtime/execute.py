@@ -180,7 +180,9 @@ class SupervisedTask:
         """Asks for a stop; a task that is stopping or stopped stays as it is."""
         # A pull does not listen to the loop.
         self._pull_cancelled.set()
-        self._post(lambda now: machine.StopRequested(at_ns=now, stop_code=stop_code, reason=reason))
+        self._post_event(
+            machine.StopRequested(at_ns=time.time_ns(), stop_code=stop_code, reason=reason)
+        )
 
     def stop_for_exit(self) -> None:
         """Asks for a stop because the supervising process ends."""
@@ -203,8 +205,8 @@ class SupervisedTask:
             leftovers=tuple(self._leftovers),
         )
 
-    def _post(self, make: Callable[[int], machine.Event]) -> None:
-        self.supervisor.post(lambda: self._feed(make(time.time_ns())))
+    def _post_event(self, event: machine.Event) -> None:
+        self.supervisor.post(lambda: self._feed(event))
 
     def _submit(self, work: Callable[[], None]) -> None:
         self.supervisor.pool.submit(work)
@@ -343,7 +345,7 @@ class SupervisedTask:
             )
         except (FargateliteError, OSError) as error:
             reason = _reason(error, "ResourceInitializationError")
-            self._post(lambda now: machine.ProvisionFailed(at_ns=now, reason=reason))
+            self._post_event(machine.ProvisionFailed(at_ns=time.time_ns(), reason=reason))
             return
         self.supervisor.post(lambda: self._provisioned(launched))
 
@@ -369,7 +371,7 @@ class SupervisedTask:
     def _pull(self) -> None:
         from fargatelite.runtime.images import open_store
 
-        self._post(lambda now: machine.PullStarted(at_ns=now))
+        self._post_event(machine.PullStarted(at_ns=time.time_ns()))
         pulled: dict[str, Image] = {}
         for container in self.definition.containers:
             name, reference = container.name, container.image
@@ -391,20 +393,14 @@ class SupervisedTask:
                     )
             except (FargateliteError, OSError) as error:
                 reason = _reason(error, "CannotPullContainerError")
-                self._post(
-                    lambda now, name=name, reason=reason: machine.PullFailed(
-                        at_ns=now, name=name, reason=reason
-                    )
-                )
+                self._post_event(machine.PullFailed(at_ns=time.time_ns(), name=name, reason=reason))
                 return
             held = self._containers[name]
             held.image, held.image_path = image, path
-            self._post(
-                lambda now, name=name, digest=image.digest: machine.ContainerPulled(
-                    at_ns=now, name=name, digest=digest
-                )
+            self._post_event(
+                machine.ContainerPulled(at_ns=time.time_ns(), name=name, digest=image.digest)
             )
-        self._post(lambda now: machine.PullFinished(at_ns=now))
+        self._post_event(machine.PullFinished(at_ns=time.time_ns()))
 
     def _on_progress(self, progress: PullProgress) -> None:
         if self._on_event is not None:
@@ -450,9 +446,9 @@ class SupervisedTask:
             launched.shim.start_process(held.number, data)
         except (FargateliteError, OSError, ValueError) as error:
             reason = _reason(error, "CannotStartContainerError")
-            self._post(
-                lambda now: machine.ContainerStartFailed(
-                    at_ns=now, name=name, reason=reason, exit_code=None
+            self._post_event(
+                machine.ContainerStartFailed(
+                    at_ns=time.time_ns(), name=name, reason=reason, exit_code=None
                 )
             )
 
@@ -605,7 +601,7 @@ class SupervisedTask:
         )
         for failure in self._leftovers:
             logger.error("task %s: left behind: %s", self.run.task_id, failure)
-        self._post(lambda now: machine.DeprovisionFinished(at_ns=now))
+        self._post_event(machine.DeprovisionFinished(at_ns=time.time_ns()))
 
     def _finish(self) -> None:
         for cancel in self._timers.values():

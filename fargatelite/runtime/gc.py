@@ -8,6 +8,7 @@ wrote, so that its bill is right to the last second its shim saw. Doing it twice
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import time
@@ -139,16 +140,15 @@ def collect(
     report = Collected()
     for run in RunDirectory.list_all(settings.runs):
         _collect_task(settings, run, report)
-    known = _known_ids(settings)
-    for task_id in sorted(_orphans(settings) & known):
+    store = open_store(settings)
+    for task_id in sorted(_orphans(settings) & _known_ids(settings)):
         run = RunDirectory(settings.runs, task_id)
-        store = open_store(settings)
         failures = launch.remove_task(
             settings,
             run,
             detect_driver(),
             None,
-            lambda task_id=task_id: store.release(Path(settings.run_root), task_id),  # type: ignore[misc]
+            functools.partial(store.release, Path(settings.run_root), task_id),
             Timeline(),
         )
         report.orphans.append(str(task_id))

@@ -19,7 +19,7 @@ from fargatelite.cgroups.detect import detect_driver
 from fargatelite.errors import FargateliteError
 from fargatelite.host import Host
 from fargatelite.network.slot import PortPublication, Slot, hosts_text, resolv_conf_text
-from fargatelite.rundir import RunDirectory, ensure_private_directory
+from fargatelite.rundir import RunDirectory
 from fargatelite.runtime.trace import Timeline
 from fargatelite.sandbox.compile import (
     ContainerSpec,
@@ -140,9 +140,9 @@ def provision(
     """
     from fargatelite.network import connect, pool
 
-    ensure_private_directory(Path(settings.data_root))
     logs = settings.records / run.task_id / "logs"
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.ledgers.mkdir(mode=0o700, exist_ok=True)
     with timeline.phase("slot"):
         slot = pool.SlotPool(Path(settings.run_root)).allocate(run.task_id)
     with timeline.phase("shim"):

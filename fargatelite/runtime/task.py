@@ -620,8 +620,14 @@ def step(state: TaskState, event: Event) -> tuple[TaskState, tuple[Action, ...]]
     """
     if state.last_status == TaskStatus.STOPPED:
         return state, ()
-    moments = (state.created_at_ns, state.pull_started_at_ns, state.pull_stopped_at_ns,
-               state.started_at_ns, state.stopping_at_ns, state.execution_stopped_at_ns)  # fmt: skip
+    moments = (
+        state.created_at_ns,
+        state.pull_started_at_ns,
+        state.pull_stopped_at_ns,
+        state.started_at_ns,
+        state.stopping_at_ns,
+        state.execution_stopped_at_ns,
+    )
     latest = max(moment for moment in moments if moment is not None)
     made = _Step(state, max(event.at_ns, latest))
     made.apply(event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from fargatelite import names
@@ -11,6 +12,7 @@ from fargatelite.errors import CgroupFailed
 from fargatelite.meter.ledger import read_ledger, summarise
 from fargatelite.runtime.record import TaskRecord
 from fargatelite.settings import Settings
+from fargatelite.taskdef.load import load_definition
 
 if TYPE_CHECKING:
     from fargatelite.billing.bill import Bill
@@ -54,3 +56,36 @@ def read_stats(record: TaskRecord) -> dict[str, dict[str, int]]:
         except CgroupFailed:
             continue  # no such group: the container has not started, or the task is over
     return found
+
+
+def compute_task_bill(settings: Settings, record: TaskRecord) -> Bill:
+    """The bill of a task from its record and its ledger; up to now while it runs.
+
+    A task without a ledger (it never came so far) has a charge and unknown usage.
+    Raises: ConfigurationInvalid for an unknown price; StateCorrupt for a damaged ledger header.
+    """
+    from fargatelite.billing.bill import BillableLife, compute_bill
+    from fargatelite.billing.prices import load_price_book
+
+    definition = load_definition(record.definition)
+    try:
+        usage = summarise(read_ledger(settings.ledgers / f"{record.task_id}.ledger"))
+    except FileNotFoundError:
+        usage = None
+    state = record.state
+    return compute_bill(
+        BillableLife(
+            task_id=record.task_id,
+            family=definition.family,
+            cpu_units=definition.cpu_units,
+            memory_mib=definition.memory_mib,
+            ephemeral_storage_gib=definition.ephemeral_storage_gib,
+            cpu_architecture=definition.cpu_architecture,
+            pull_started_at_ns=state.pull_started_at_ns,
+            stopped_at_ns=state.stopped_at_ns,
+            now_ns=time.time_ns(),
+            containers=tuple(container.name for container in state.containers),
+        ),
+        usage,
+        load_price_book(record.facts.region),
+    )

@@ -1,0 +1,180 @@
+"""A task in the exact shape of DescribeTasks (contract 8.3). Pure."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import msgspec
+
+from fargatelite import names
+from fargatelite.runtime.task import ContainerState, TaskState
+from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
+
+__all__ = ["TaskFacts", "describe_task"]
+
+PLATFORM_VERSION = "1.4.0"  # contract 4.8
+# Ours: what ECS would give an id of its own gets one derived from the task's.
+_NAMESPACE = uuid.UUID("6f0c7c1e-5d0a-4d67-9b52-8f3c4c1c7d11")
+
+
+class TaskFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What RunTask was told, and what provisioning found out."""
+
+    account: str
+    region: str
+    cluster: str
+    group: str
+    started_by: str | None = None
+    tags: dict[str, str] = {}
+    overrides: dict[str, Any] = {}
+    private_ipv4_address: str | None = None
+    mac_address: str | None = None
+    private_dns_name: str | None = None
+
+
+def _uuid(state: TaskState, what: str) -> str:
+    """A stable id of a part of a task that has none of its own."""
+    return str(uuid.uuid5(_NAMESPACE, f"{state.task_id}/{what}"))
+
+
+def _seconds(at_ns: int | None) -> float | None:
+    """Timestamps are epoch seconds with fraction (contract 8.1)."""
+    return None if at_ns is None else at_ns / 1e9
+
+
+def _without_none(members: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value is not None}
+
+
+_ATTACHMENT_STATUS = {
+    "PROVISIONING": "PRECREATED",
+    "DEPROVISIONING": "DETACHING",
+    "STOPPED": "DELETED",
+}
+
+
+def _attachment(state: TaskState, facts: TaskFacts) -> dict[str, Any]:
+    details = [
+        ("subnetId", f"subnet-{_uuid(state, 'subnet')[-8:]}0000local"[:24]),
+        ("networkInterfaceId", f"eni-{state.task_id[:17]}"),
+        ("macAddress", facts.mac_address),
+        ("privateDnsName", facts.private_dns_name),
+        ("privateIPv4Address", facts.private_ipv4_address),
+    ]
+    return {
+        "id": _uuid(state, "eni"),
+        "type": "ElasticNetworkInterface",
+        "status": _ATTACHMENT_STATUS.get(str(state.last_status), "ATTACHED"),
+        "details": [{"name": name, "value": value} for name, value in details if value],
+    }
+
+
+def _container(
+    state: TaskState,
+    item: ContainerState,
+    definition: ContainerDefinition,
+    number: int,
+    facts: TaskFacts,
+) -> dict[str, Any]:
+    task_id = names.TaskId(state.task_id)
+    shown = _without_none(
+        {
+            "containerArn": names.container_arn(
+                facts.region, facts.account, facts.cluster, task_id, _uuid(state, item.name)
+            ),
+            "taskArn": names.task_arn(facts.region, facts.account, facts.cluster, task_id),
+            "name": item.name,
+            "image": definition.image,
+            "imageDigest": item.image_digest,
+            "runtimeId": names.runtime_id(task_id, number)
+            if item.started_at_ns is not None
+            else None,
+            "lastStatus": item.last_status,
+            "exitCode": item.exit_code,
+            "reason": item.reason,
+            "networkBindings": [],
+            "healthStatus": str(item.health_status),
+            "cpu": str(definition.cpu_units),
+            "memory": str(definition.memory_mib) if definition.memory_mib is not None else None,
+            "memoryReservation": str(definition.memory_reservation_mib)
+            if definition.memory_reservation_mib is not None
+            else None,
+        }
+    )
+    shown["networkInterfaces"] = (
+        [
+            {
+                "attachmentId": _uuid(state, "eni"),
+                "privateIpv4Address": facts.private_ipv4_address,
+            }
+        ]
+        if facts.private_ipv4_address is not None
+        else []
+    )
+    return shown
+
+
+def _overrides(definition: TaskDefinition, facts: TaskFacts) -> dict[str, Any]:
+    """Echoes the request; every container appears by name (contract 8.3)."""
+    asked = {item.get("name"): item for item in facts.overrides.get("containerOverrides", []) or []}
+    return {
+        **{k: v for k, v in facts.overrides.items() if k != "containerOverrides"},
+        "containerOverrides": [
+            asked.get(container.name, {"name": container.name})
+            for container in definition.containers
+        ],
+        "inferenceAcceleratorOverrides": [],
+    }
+
+
+def describe_task(state: TaskState, definition: TaskDefinition, facts: TaskFacts) -> dict[str, Any]:
+    """The task as DescribeTasks shows it; members that have no value are absent."""
+    task_id = names.TaskId(state.task_id)
+    architecture = {"X86_64": "x86_64", "ARM64": "arm64"}[definition.cpu_architecture]
+    # The service has its agent's word while it is connected: from the slot on.
+    is_connected = str(state.last_status) not in ("PROVISIONING",)
+    return _without_none(
+        {
+            "attachments": [_attachment(state, facts)],
+            "attributes": [{"name": "ecs.cpu-architecture", "value": architecture}],
+            "availabilityZone": f"{facts.region}a",
+            "clusterArn": names.cluster_arn(facts.region, facts.account, facts.cluster),
+            "connectivity": "CONNECTED" if is_connected else None,
+            "connectivityAt": _seconds(state.created_at_ns) if is_connected else None,
+            "containers": [
+                _container(state, item, definition.containers[number], number, facts)
+                for number, item in enumerate(state.containers)
+            ],
+            "cpu": str(definition.cpu_units),
+            "createdAt": _seconds(state.created_at_ns),
+            "desiredStatus": state.desired_status,
+            "enableExecuteCommand": False,
+            "ephemeralStorage": {"sizeInGiB": definition.ephemeral_storage_gib},
+            "fargateEphemeralStorage": {"sizeInGiB": definition.ephemeral_storage_gib},
+            "executionStoppedAt": _seconds(state.execution_stopped_at_ns),
+            "group": facts.group,
+            "healthStatus": str(state.health_status),
+            "inferenceAccelerators": [],
+            "lastStatus": str(state.last_status),
+            "launchType": "FARGATE",
+            "memory": str(definition.memory_mib),
+            "overrides": _overrides(definition, facts),
+            "platformFamily": "Linux",
+            "platformVersion": PLATFORM_VERSION,
+            "pullStartedAt": _seconds(state.pull_started_at_ns),
+            "pullStoppedAt": _seconds(state.pull_stopped_at_ns),
+            "startedAt": _seconds(state.started_at_ns),
+            "startedBy": facts.started_by,
+            "stopCode": state.stop_code,
+            "stoppedAt": _seconds(state.stopped_at_ns),
+            "stoppedReason": state.stopped_reason,
+            "stoppingAt": _seconds(state.stopping_at_ns),
+            "tags": [{"key": key, "value": value} for key, value in facts.tags.items()],
+            "taskArn": names.task_arn(facts.region, facts.account, facts.cluster, task_id),
+            "taskDefinitionArn": names.task_definition_arn(
+                facts.region, facts.account, definition.family, definition.revision
+            ),
+            "version": state.version,
+        }
+    )
