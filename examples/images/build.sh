@@ -37,6 +37,7 @@ build() {
 
 build web base-files,base-passwd,dash,busybox-static,nginx \
   'mkdir -p "$1/var/www/html" "$1/var/log/nginx" "$1/var/lib/nginx" "$1/run";
+   echo "server { listen 80; root /var/www/html; }" > "$1/etc/nginx/conf.d/hello.conf";
    echo "<h1>hello from fargatelite</h1>" > "$1/var/www/html/index.html";
    ln -sf /dev/stdout "$1/var/log/nginx/access.log"; ln -sf /dev/stderr "$1/var/log/nginx/error.log"' \
   --config.entrypoint nginx --config.cmd=-g --config.cmd='daemon off;' --config.stopsignal SIGQUIT
