@@ -59,7 +59,7 @@ def run(command: list[str]) -> None:
 
 
 def build_shim() -> Path:
-    """Compiles csrc/shim/*.c into one static program, so that it runs from a sealed memfd in any root."""
+    """Compiles csrc/shim/*.c into one static program: it runs from a sealed memfd in any root."""
     sources = sorted((CSRC / "shim").glob("*.c"))
     if sources and is_stale(SHIM, [*sources, *sorted((CSRC / "shim").glob("*.h")), *headers()]):
         SHIM.parent.mkdir(exist_ok=True)
@@ -70,7 +70,7 @@ def build_shim() -> Path:
 
 
 def build_meter() -> Path:
-    """Compiles the meter as a cffi API-mode extension against the stable ABI (one file for 3.11 on)."""
+    """Compiles the meter as a cffi API-mode extension against the stable ABI of Python 3.11."""
     sources = sorted((CSRC / "meter").glob("*.c"))
     bindings = CSRC / "meter" / "bindings.py"
     if not bindings.exists():
@@ -78,7 +78,8 @@ def build_meter() -> Path:
     inputs = [*sources, *sorted((CSRC / "meter").glob("*.h")), bindings, *headers()]
     if is_stale(METER, inputs):
         namespace: dict[str, Any] = {}
-        exec(compile(bindings.read_text(), str(bindings), "exec"), namespace)
+        # The bindings are a script of ours beside this file, not a module of the package.
+        exec(compile(bindings.read_text(), str(bindings), "exec"), namespace)  # noqa: S102
         generated = ROOT / "build" / "meter" / "_meter.c"
         generated.parent.mkdir(parents=True, exist_ok=True)
         namespace["ffibuilder"].emit_c_code(str(generated))

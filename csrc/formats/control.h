@@ -1,4 +1,5 @@
-/* The shim's control messages, version 1: one SOCK_SEQPACKET datagram each, little-endian, fixed size.
+/* The shim's control messages, version 1: one SOCK_SEQPACKET datagram each, little-endian, fixed
+ * size.
  *
  * fargatelite/shim.py holds the same layouts as struct formats; tests/unit/test_formats.py compiles
  * this header and compares sizes and offsets.
@@ -54,7 +55,7 @@ struct event {
     uint16_t version;
     uint16_t type;
     uint32_t process;
-    int32_t pid;           /* in the shim's pid namespace */
+    int32_t pid;            /* in the shim's pid namespace */
     uint64_t started_at_ns; /* wall clock */
     uint64_t stopped_at_ns; /* wall clock; 0 while it lives */
     uint64_t setup_ns;      /* clone3 to execve */

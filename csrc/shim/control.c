@@ -30,8 +30,7 @@ void control_event(const struct process *process, uint16_t type, struct event *e
 static int send_event(int fd, const struct event *event, const char *output, const int *descriptors,
                       size_t descriptor_count) {
     char control[CMSG_SPACE(2 * sizeof(int))] = {0};
-    struct iovec parts[2] = {{(void *)event, sizeof *event},
-                             {(void *)output, event->output_bytes}};
+    struct iovec parts[2] = {{(void *)event, sizeof *event}, {(void *)output, event->output_bytes}};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = output ? 2 : 1};
     if (descriptor_count) {
         message.msg_control = control;
@@ -51,8 +50,7 @@ void control_drop(struct shim *shim, int connection) {
 
 void control_broadcast(struct shim *shim, const struct event *event, const char *output) {
     for (int i = 0; i < MAX_CONNECTIONS; i++)
-        if (shim->connections[i] >= 0 &&
-            send_event(shim->connections[i], event, output, NULL, 0))
+        if (shim->connections[i] >= 0 && send_event(shim->connections[i], event, output, NULL, 0))
             control_drop(shim, i);
 }
 
@@ -157,10 +155,11 @@ void control_receive(struct shim *shim, int connection) {
     struct request request;
     char control[CMSG_SPACE(4 * sizeof(int))];
     struct iovec part = {&request, sizeof request};
-    struct msghdr message = {
-        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
-    ssize_t got =
-        recvmsg(shim->connections[connection], &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    struct msghdr message = {.msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = control,
+                             .msg_controllen = sizeof control};
+    ssize_t got = recvmsg(shim->connections[connection], &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (got <= 0) {

@@ -1,7 +1,8 @@
 /* One shim per task: parent of its containers, keeper of its namespaces, writer of its logs and
  * exit records.
  *
- *     fargatelite-shim ID_BASE ID_COUNT    descriptors: 3 control, 4 listening socket, 5 run directory
+ *     fargatelite-shim ID_BASE ID_COUNT    descriptors: 3 control, 4 listening socket, 5 run
+ * directory
  *
  * It is started from a sealed memfd (CVE-2019-5736), reads no configuration and no JSON, and ends
  * when nobody is connected and nothing runs.
@@ -25,7 +26,8 @@
 
 enum { CONTROL_FD = 3, LISTEN_FD = 4, RUN_FD = 5 };
 
-/* epoll data: what a descriptor is. Connections are 100 + i; of process i it is 1000 + 8 i + kind. */
+/* epoll data: what a descriptor is. Connections are 100 + i; of process i it is 1000 + 8 i + kind.
+ */
 enum { DATA_LISTEN = 1, DATA_CONNECTION = 100, DATA_PROCESS = 1000 };
 enum { KIND_STDOUT = 0, KIND_STDERR = 1, KIND_STATUS = 2, KIND_PIDFD = 3, KINDS = 8 };
 
@@ -175,8 +177,7 @@ static void write_exit_record(struct shim *shim, const struct process *process, 
         .wait_status = status,
         .started_at_ns = process->started_at_ns,
         .stopped_at_ns = stopped_at_ns,
-        .user_us =
-            (uint64_t)usage->ru_utime.tv_sec * 1000000u + (uint64_t)usage->ru_utime.tv_usec,
+        .user_us = (uint64_t)usage->ru_utime.tv_sec * 1000000u + (uint64_t)usage->ru_utime.tv_usec,
         .system_us =
             (uint64_t)usage->ru_stime.tv_sec * 1000000u + (uint64_t)usage->ru_stime.tv_usec,
         .max_rss_kib = (uint64_t)usage->ru_maxrss,
@@ -283,8 +284,8 @@ static int prepare(struct shim *shim, char **argv, struct failure *failure) {
     shim->pidns_fd = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
     if (shim->pidns_fd < 0)
         return FAIL(failure, "open", "/proc/self/ns/pid");
-    shim->exits_fd = openat(RUN_FD, "exits",
-                            O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    shim->exits_fd =
+        openat(RUN_FD, "exits", O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (shim->exits_fd < 0)
         return FAIL(failure, "openat", "exits");
     shim->epoll_fd = epoll_create1(EPOLL_CLOEXEC);

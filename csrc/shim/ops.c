@@ -89,8 +89,8 @@ static int open_directories(const char *path, size_t length, const struct op *op
             if (mkdirat(parent, name, (mode_t)a[1].number))
                 return FAIL(failure, "mkdirat", prefix);
             next = sys_openat2(parent, name, O_PATH | O_DIRECTORY, 0, RESOLVE_NO_SYMLINKS);
-            if (next >= 0 && fchownat(next, "", (uid_t)a[2].number, (gid_t)a[3].number,
-                                      AT_EMPTY_PATH)) {
+            if (next >= 0 &&
+                fchownat(next, "", (uid_t)a[2].number, (gid_t)a[3].number, AT_EMPTY_PATH)) {
                 close(next);
                 return FAIL(failure, "fchownat", prefix);
             }
@@ -118,8 +118,8 @@ static int do_mkdir(struct child *child, const struct op *op, struct failure *fa
 
 static int create_file(int directory, const char *name, uint64_t mode, uint64_t uid, uint64_t gid,
                        int *out) {
-    *out = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
-                  (mode_t)mode);
+    *out =
+        openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, (mode_t)mode);
     if (*out < 0)
         return -1;
     return fchown(*out, (uid_t)uid, (gid_t)gid) || fchmod(*out, (mode_t)mode) ? -1 : 0;
@@ -255,8 +255,8 @@ static int do_mount(struct child *child, const struct op *op, struct failure *fa
     cleanup_close int context = (int)syscall(SYS_fsopen, type, FSOPEN_CLOEXEC);
     if (context < 0)
         return FAIL(failure, "fsopen", type);
-    if (a[1].bytes.length && syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, "source",
-                                     a[1].bytes.data, 0))
+    if (a[1].bytes.length &&
+        syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, "source", a[1].bytes.data, 0))
         return fail_context(failure, context, "fsconfig", "source");
     for (uint32_t i = 0; i < a[5].list_length; i++) {
         char *option = a[5].list[i];
@@ -474,8 +474,7 @@ static int do_capabilities(struct child *child, const struct op *op, struct fail
     return 0;
 }
 
-static int do_no_new_privileges(struct child *child, const struct op *op,
-                                struct failure *failure) {
+static int do_no_new_privileges(struct child *child, const struct op *op, struct failure *failure) {
     (void)child;
     (void)op;
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ? FAIL(failure, "prctl", "PR_SET_NO_NEW_PRIVS")

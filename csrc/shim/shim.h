@@ -17,11 +17,13 @@
 #include "exit_record.h"
 #include "plan_ops.h"
 
-#define MAX_PROCESSES 64   /* 10 containers (contract 8.4) and health checks and execs beside them */
-#define MAX_CONNECTIONS 8  /* the supervisor, and commands that look */
-#define MAX_SLOTS 32       /* mounts cloned before pivot_root: image, files, own cgroup */
-#define MAX_ARGUMENTS 6    /* of one operation */
-#define MAX_LISTED 65536   /* strings of all lists of a plan: argv and environment */
+#define MAX_PROCESSES                                                                              \
+    64                    /* 10 containers (contract 8.4) and health checks and execs beside them  \
+                           */
+#define MAX_CONNECTIONS 8 /* the supervisor, and commands that look */
+#define MAX_SLOTS 32      /* mounts cloned before pivot_root: image, files, own cgroup */
+#define MAX_ARGUMENTS 6   /* of one operation */
+#define MAX_LISTED 65536  /* strings of all lists of a plan: argv and environment */
 #define STREAM_BUFFER 65536
 #define TRACE_BYTES ((PLAN_MAX_OPS + 1) * sizeof(uint64_t))
 
@@ -72,17 +74,17 @@ struct process {
     uint32_t number;
     pid_t pid;
     int pidfd;
-    int status_fd;    /* failure of the child, or end of file at execve */
-    int streams[2];   /* read ends: stdout, stderr */
+    int status_fd;  /* failure of the child, or end of file at execve */
+    int streams[2]; /* read ends: stdout, stderr */
     int log_fd;
-    bool running;     /* execve succeeded */
-    bool failed;      /* `failure` holds */
+    bool running; /* execve succeeded */
+    bool failed;  /* `failure` holds */
     struct failure failure;
     uint64_t started_at_ns;
     uint64_t setup_ns;
     uint64_t cloned_monotonic_ns;
     uint64_t dropped_log_bytes;
-    char *captured; /* NULL: not captured */
+    char *captured;  /* NULL: not captured */
     uint64_t *trace; /* shared with the child: start, then the end of each operation; or NULL */
     int trace_fd;
     uint16_t trace_count;
@@ -93,10 +95,10 @@ struct process {
 struct shim {
     int epoll_fd;
     int listen_fd;
-    int run_fd;       /* the task's run directory */
+    int run_fd; /* the task's run directory */
     int exits_fd;
     int null_fd;
-    int pidns_fd;     /* our own, to come back after entering a container's */
+    int pidns_fd; /* our own, to come back after entering a container's */
     int userns_fd;
     int netns_fd;
     int connections[MAX_CONNECTIONS];

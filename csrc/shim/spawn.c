@@ -149,12 +149,14 @@ static int make_stream(const struct request_parts *parts, int ends[2], struct fa
 static void reset_signals(void) {
     sigset_t none;
     for (int number = 1; number < NSIG; number++)
-        signal(number, SIG_DFL); /* KILL, STOP and the two of glibc refuse: nothing to reset there */
+        signal(number,
+               SIG_DFL); /* KILL, STOP and the two of glibc refuse: nothing to reset there */
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-/* In the child: never returns. Only async-signal-safe calls: the plan is decoded, memory is there. */
+/* In the child: never returns. Only async-signal-safe calls: the plan is decoded, memory is there.
+ */
 static void run_child(struct shim *shim, const struct plan *plan, uint64_t *trace, int out, int err,
                       int status) {
     struct failure failure = {.op_index = 0xffff};

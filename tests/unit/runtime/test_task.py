@@ -1,4 +1,4 @@
-"""The state machine: scenarios of contract 3 as tables, and any order of events against invariants."""
+"""The state machine: scenarios of contract 3, and any order of events against invariants."""
 
 from __future__ import annotations
 
@@ -363,7 +363,7 @@ def lives(draw: st.DrawFn) -> Life:
 @settings(max_examples=300, deadline=None)
 @given(lives(), st.data())
 def test_invariants_under_any_sequence(life: Life, data: st.DataObject) -> None:
-    """The executor answers what it was asked to do, in any order, with stops and failures between."""
+    """The executor answers what it was asked, in any order, with stops and failures between."""
     waiting: list[m.Action] = []
     started: set[str] = set()
     ended: set[str] = set()
@@ -374,7 +374,7 @@ def test_invariants_under_any_sequence(life: Life, data: st.DataObject) -> None:
     for round_ in range(400):
         life.now += data.draw(st.integers(0, 3)) * SECOND
         now = life.now
-        choices: list[object] = [action for action in waiting]
+        choices: list[object] = list(waiting)
         choices += [("exit", name) for name in sorted(started - ended)]
         choices += [("timer", key) for key in sorted(timers)]
         if round_ < 60:
@@ -390,7 +390,7 @@ def test_invariants_under_any_sequence(life: Life, data: st.DataObject) -> None:
                     m.ProvisionSucceeded(at_ns=now)
                     if ok
                     else m.ProvisionFailed(at_ns=now, reason="r")
-                ]  # noqa: E501
+                ]
             case m.PullImages():
                 events = [m.PullStarted(at_ns=now)]
                 for item in life.state.containers:
@@ -411,7 +411,7 @@ def test_invariants_under_any_sequence(life: Life, data: st.DataObject) -> None:
                 if data.draw(st.integers(0, 9)) == 0:
                     events = [
                         m.ContainerStartFailed(at_ns=now, name=name, reason="r", exit_code=None)
-                    ]  # noqa: E501
+                    ]
                 else:
                     started.add(name)
                     events = [m.ContainerStarted(at_ns=now, name=name, pid=1)]
@@ -419,7 +419,7 @@ def test_invariants_under_any_sequence(life: Life, data: st.DataObject) -> None:
                 code = data.draw(st.integers(0, 1))
                 events = [
                     m.HealthResult(at_ns=now, name=name, exit_code=code, output="", timed_out=False)
-                ]  # noqa: E501
+                ]
             case m.Deprovision():
                 assert started == ended, "removed under a running container"
                 events = [m.DeprovisionFinished(at_ns=now)]
