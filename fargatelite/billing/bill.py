@@ -2,8 +2,9 @@
 
 Two views of the same seconds. The *charge* is Fargate's: configured size times seconds from the
 start of the pull to STOPPED, rounded up to a second, at least a minute (contract 7.1). *Usage* is
-what the meter saw: CPU seconds and GB-seconds, priced at the same rates. Nothing is rounded but the
-number of seconds; rounding to a currency's cents is for the invoice over many rows.
+what the meter saw: CPU seconds and GB-seconds, priced at the same rates. Amounts are rounded (half
+to even) at the 15th decimal, so that sums of them are exact in Python's default 28 digits; rounding
+to a currency's cents is for the invoice over many rows (contract 7.1).
 
 A container's part of the charge: of vCPU and memory each, containers share by what they used; where
 nothing was measured, evenly. The last container gets what is left, so parts add up to the digit.
@@ -37,7 +38,8 @@ SECOND_NS = 1_000_000_000
 HOUR_S = 3600
 CPU_UNITS_PER_VCPU = 1024
 MIB_PER_GB = 1024
-_DIGITS = 50  # of a division's result; sums of such stay exact to far more than ten decimals
+_DIGITS = 50  # of intermediate results
+_AMOUNT = Decimal("1E-15")
 
 
 class BillableLife(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,9 +118,9 @@ def _lines(life: BillableLife, seconds: int, prices: PriceBook) -> list[Line]:
     gb_hours = Decimal(life.memory_mib) / MIB_PER_GB * hours
     lines = [
         Line(meter="vCPU", unit="vCPU-Hours", quantity=vcpu_hours, rate=rates.vcpu_hour,
-             cost=vcpu_hours * rates.vcpu_hour),
+             cost=_amount(vcpu_hours * rates.vcpu_hour)),
         Line(meter="Memory", unit="GB-Hours", quantity=gb_hours, rate=rates.gb_hour,
-             cost=gb_hours * rates.gb_hour),
+             cost=_amount(gb_hours * rates.gb_hour)),
     ]  # fmt: skip
     extra = max(0, life.ephemeral_storage_gib - INCLUDED_EPHEMERAL_GIB)
     if extra:
@@ -131,9 +133,13 @@ def _lines(life: BillableLife, seconds: int, prices: PriceBook) -> list[Line]:
         quantity = extra * hours
         lines.append(
             Line(meter="Ephemeral Storage", unit="GB-Hours", quantity=quantity, rate=rate,
-                 cost=quantity * rate)
+                 cost=_amount(quantity * rate))
         )  # fmt: skip
     return lines
+
+
+def _amount(value: Decimal) -> Decimal:
+    return value.quantize(_AMOUNT)
 
 
 def _cpu_seconds(usage: Usage) -> Decimal:
@@ -151,7 +157,7 @@ def _split(total: Decimal, weights: list[Decimal]) -> list[Decimal]:
     whole = sum(weights, Decimal(0))
     if whole == 0:
         weights, whole = [Decimal(1)] * len(weights), Decimal(len(weights))
-    parts = [total * weight / whole for weight in weights[:-1]]
+    parts = [_amount(total * weight / whole) for weight in weights[:-1]]
     return [*parts, total - sum(parts, Decimal(0))]
 
 
@@ -178,7 +184,7 @@ def _compute(
     cost = sum((line.cost for line in lines), Decimal(0))
 
     def used_cost(item: Usage) -> Decimal:
-        return (
+        return _amount(
             _cpu_seconds(item) * rates.vcpu_hour / HOUR_S
             + _gb_seconds(item) * rates.gb_hour / HOUR_S
         )

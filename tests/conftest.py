@@ -1,0 +1,5 @@
+"""Fixtures that several folders share: images made here, a real registry, roots of their own."""
+
+from __future__ import annotations
+
+pytest_plugins = ["tests.fixtures.images", "tests.fixtures.host"]

@@ -1,0 +1,308 @@
+"""Definitions in, frozen records out; all problems at once, each with its place."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fargatelite.errors import FargateliteError, InvalidTaskDefinition
+from fargatelite.taskdef import fields
+from fargatelite.taskdef.decode import members
+from fargatelite.taskdef.load import load_definition, to_wire
+from fargatelite.taskdef.overrides import apply_overrides
+from fargatelite.taskdef.sizes import SIZES, parse_cpu, parse_memory
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+MINIMAL: dict[str, Any] = {
+    "family": "app",
+    "networkMode": "awsvpc",
+    "cpu": "256",
+    "memory": "512",
+    "containerDefinitions": [{"name": "app", "image": "busybox"}],
+}
+
+
+def changed(**more: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(MINIMAL), **more}
+
+
+def with_container(**more: Any) -> dict[str, Any]:
+    return changed(containerDefinitions=[{"name": "app", "image": "busybox", **more}])
+
+
+def problems_of(document: Any) -> list[tuple[str, str]]:
+    with pytest.raises(InvalidTaskDefinition) as caught:
+        load_definition(document)
+    return [(problem.path, problem.message) for problem in caught.value.problems]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.name)
+def test_examples_are_valid(path: Path) -> None:
+    loaded = load_definition(path)
+    stored = load_definition(to_wire(loaded))
+    assert load_definition(to_wire(stored)) == stored
+
+
+def test_every_member_of_the_service_model_has_a_line() -> None:
+    """A field is an effect, a refusal, a record or not yet: never unknown."""
+    model = botocore.session.get_session().get_service_model("ecs")
+    for shape, ours in (
+        ("RegisterTaskDefinitionRequest", fields.TaskDefinition),
+        ("ContainerDefinition", fields.ContainerDefinition),
+        ("HealthCheck", fields.HealthCheck),
+        ("PortMapping", fields.PortMapping),
+        ("LinuxParameters", fields.LinuxParameters),
+        ("KernelCapabilities", fields.Capabilities),
+        ("Ulimit", fields.Ulimit),
+        ("ContainerDependency", fields.ContainerDependency),
+        ("RuntimePlatform", fields.RuntimePlatform),
+        ("EphemeralStorage", fields.EphemeralStorage),
+    ):
+        theirs = set(model.shape_for(shape).members)
+        assert theirs - set(members(ours)) == set(), shape
+        for member in members(ours).values():
+            kinds = (fields.Effect, fields.Refused, fields.Recorded, fields.NotYet)
+            assert isinstance(member.marker, kinds), member
+
+
+def test_every_effect_names_a_function_that_exists() -> None:
+    import importlib
+
+    import msgspec
+
+    seen = set()
+    for shape in vars(fields).values():
+        if isinstance(shape, type) and issubclass(shape, msgspec.Struct):
+            if not shape.__struct_fields__ or shape.__module__ != fields.__name__:
+                continue
+            if shape in (fields.Effect, fields.Refused, fields.Recorded, fields.NotYet):
+                continue
+            for member in members(shape).values():
+                if isinstance(member.marker, fields.Effect):
+                    seen.add(member.marker.function)
+    for dotted in sorted(seen):
+        parts = dotted.split(".")
+        for cut in range(len(parts), 0, -1):
+            try:
+                found: Any = importlib.import_module("fargatelite." + ".".join(parts[:cut]))
+            except ModuleNotFoundError:
+                continue
+            for name in parts[cut:]:
+                found = getattr(found, name)
+            break
+        assert callable(found), dotted
+
+
+def test_all_sizes() -> None:
+    assert sum(map(len, SIZES.values())) == 77
+    for cpu, memories in SIZES.items():
+        for memory in memories:
+            loaded = load_definition(changed(cpu=str(cpu), memory=str(memory)))
+            assert (loaded.cpu_units, loaded.memory_mib) == (cpu, memory)
+
+
+@pytest.mark.parametrize(
+    ("text", "units"),
+    [("256", 256), (".25 vCPU", 256), ("0.25vCPU", 256), ("1 vcpu", 1024), ("0.3 vCPU", None),
+     ("", None), ("-1", None), ("1e3", None), ("٣", None)],
+)  # fmt: skip
+def test_cpu_spellings(text: str, units: int | None) -> None:
+    assert parse_cpu(text) == units
+
+
+@pytest.mark.parametrize(
+    ("text", "mib"), [("512", 512), ("0.5GB", 512), ("1 GB", 1024), ("30 gb", 30720), ("1MB", None)]
+)
+def test_memory_spellings(text: str, mib: int | None) -> None:
+    assert parse_memory(text) == mib
+
+
+@pytest.mark.parametrize(
+    ("document", "path", "message"),
+    [
+        (changed(cpu="1024", memory="1024"), "memory",
+         "No Fargate configuration exists for given values: 1024 CPU, 1024 memory. See the Amazon "
+         "ECS documentation for the valid values."),
+        (changed(cpu=None), "cpu", "Fargate requires that 'cpu' be defined at the task level."),
+        (changed(networkMode="bridge"), "networkMode",
+         "Fargate only supports network mode ‘awsvpc’."),
+        (changed(containerDefinitions=[]), "containerDefinitions",
+         "Container list cannot be empty"),
+        (with_container(essential=False), "containerDefinitions",
+         "Task definition doesn't have any essential container"),
+        (with_container(privileged=True), "containerDefinitions[0].privileged",
+         "Fargate requires that the ‘privileged’ setting be ‘false’ at the container level."),
+        (with_container(links=["x"]), "containerDefinitions[0].links",
+         "Links are not supported when networkMode=awsvpc."),
+        (with_container(stopTimeout=121), "containerDefinitions[0].stopTimeout",
+         "Tasks using the Fargate launch type must have a container stop timeout of less than 120 "
+         "seconds."),
+        (with_container(linuxParameters={"capabilities": {"add": ["NET_ADMIN"]}}),
+         "containerDefinitions[0].linuxParameters.capabilities.add[0]",
+         "NET_ADMIN is not allowed on Fargate."),
+        (with_container(healthCheck={"command": ["CMD", "x"], "interval": 301}),
+         "containerDefinitions[0].healthCheck.interval",
+         "Health check interval must be less than or equal to the maximum allowed value 300 for "
+         "container 'app'"),
+        (with_container(dependsOn=[{"containerName": "nope", "condition": "START"}]),
+         "containerDefinitions[0].dependsOn[0].containerName",
+         "Cannot depend on container + 'nope' because it does not exist"),
+        (with_container(memory=1024), "containerDefinitions[0].memory",
+         "The 'memory' setting for container 'app' is greater than for the task"),
+        (with_container(memory=100, memoryReservation=200),
+         "containerDefinitions[0].memoryReservation",
+         "Invalid setting for container 'app'. 'memory' must be greater than or equal to "
+         "'memoryReservation'."),
+        (changed(ephemeralStorage={"sizeInGiB": 20}), "ephemeralStorage.sizeInGiB",
+         "EphemeralStorage size should be at least 21"),
+        (with_container(portMappings=[{"containerPort": 80, "hostPort": 81}]),
+         "containerDefinitions[0].portMappings[0].hostPort",
+         "When networkMode=awsvpc, the host ports and container ports in port mappings must "
+         "match."),
+        (with_container(image="123456789012.dkr.ecr.us-east-1.amazonaws.com/a:1"),
+         "containerDefinitions[0].image",
+         "Fargate requires task definition to have execution role ARN to support ECR images."),
+        (changed(volumes=[{"name": "v"}]), "volumes", "not supported yet: volumes"),
+        (with_container(secrets=[{"name": "A", "valueFrom": "b"}]),
+         "containerDefinitions[0].secrets",
+         "not supported yet: containerDefinitions[0].secrets"),
+        (with_container(imagee="x"), "containerDefinitions[0].imagee",
+         'Unknown parameter in input: "imagee".'),
+        (with_container(cpu="1"), "containerDefinitions[0].cpu", "Invalid type for parameter."),
+    ],
+)  # fmt: skip
+def test_refusals(document: dict[str, Any], path: str, message: str) -> None:
+    assert (path, message) in problems_of(document)
+
+
+def test_a_cycle_is_found() -> None:
+    containers = [
+        {"name": a, "image": "i", "dependsOn": [{"containerName": b, "condition": "START"}]}
+        for a, b in (("a", "b"), ("b", "c"), ("c", "a"))
+    ]
+    assert any("cycle" in text for _, text in problems_of(changed(containerDefinitions=containers)))
+
+
+def test_values_equal_to_the_default_ask_for_nothing() -> None:
+    load_definition(
+        changed(volumes=[], placementConstraints=[], containerDefinitions=[{
+            "name": "app", "image": "i", "privileged": False, "secrets": [], "mountPoints": [],
+            "interactive": False, "hostname": "", "dockerLabels": {}, "logConfiguration": None,
+        }])
+    )  # fmt: skip
+
+
+def test_lines_and_order_are_the_documents() -> None:
+    text = json.dumps({**with_container(stopTimeout=300), "networkMode": "host", "x": 1}, indent=1)
+    with pytest.raises(InvalidTaskDefinition) as caught:
+        load_definition(text)
+    lines = [problem.line for problem in caught.value.problems]  # type: ignore[attr-defined]
+    assert lines == sorted(lines)
+    for problem in caught.value.problems:
+        member = problem.path.rpartition(".")[2]  # type: ignore[attr-defined]
+        assert f'"{member}"' in text.splitlines()[problem.line - 1]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{", "line 1, column 2"),
+        ('{"family": "a",}', "line 1"),
+        ('{"a": 1, "a": 2}', "is there twice"),
+        ("[1]", "it is not an object"),
+        ("/nonexistent/file.json", "No such file"),
+        (b"\xff\xfe", "not UTF-8"),
+        ('{"a": NaN}', "NaN is not JSON"),
+        ("", "is not a JSON document"),
+    ],
+)
+def test_what_is_no_definition(source: Any, words: str) -> None:
+    with pytest.raises(InvalidTaskDefinition, match=words):
+        load_definition(source)
+
+
+def test_what_describe_task_definition_prints_is_accepted() -> None:
+    stored = {
+        **MINIMAL,
+        "taskDefinitionArn": "arn:aws:ecs:us-east-1:1:task-definition/app:3",
+        "revision": 3,
+        "status": "ACTIVE",
+        "requiresAttributes": [{"name": "x"}],
+        "compatibilities": ["EC2", "FARGATE"],
+        "registeredAt": 1.0,
+        "registeredBy": "me",
+        "volumes": [],
+    }
+    assert load_definition({"taskDefinition": stored, "tags": []}).revision == 3
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> Any:
+    """A valid definition with any one value replaced by any JSON."""
+    document = json.loads((EXAMPLES / "web-and-probe.json").read_text())
+    node: Any = document
+    while True:
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        key = draw(st.sampled_from(keys))
+        child = node[key]
+        if isinstance(child, (dict, list)) and child and draw(st.booleans()):
+            node = child
+            continue
+        node[key] = draw(_json)
+        return document
+
+
+@given(mutations())
+def test_no_input_gives_a_traceback(document: Any) -> None:
+    for source in (document, json.dumps(document)):
+        with contextlib.suppress(FargateliteError):
+            load_definition(source)
+
+
+def test_overrides() -> None:
+    loaded = load_definition(with_container(environment=[{"name": "A", "value": "1"}]))
+    run = apply_overrides(
+        loaded,
+        {
+            "cpu": "512",
+            "memory": "1 GB",
+            "containerOverrides": [
+                {"name": "app", "command": ["x"], "environment": [{"name": "B", "value": "2"}]}
+            ],
+        },
+    )
+    assert (run.cpu_units, run.memory_mib) == (512, 1024)
+    assert run.containers[0].command == ("x",)
+    assert [item.name for item in run.containers[0].environment] == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"containerOverrides": [{"name": "ghost"}]},
+         "Override for container named ghost is not a container in the TaskDefinition."),
+        ({"cpu": "512"}, "No Fargate configuration exists"),
+        ({"image": "x"}, "Unknown parameter"),
+        ({"containerOverrides": [{"name": "app", "image": "x"}]}, "Unknown parameter"),
+        ({"containerOverrides": [{"name": "app", "command": ["x" * 9000]}]}, "too long"),
+    ],
+)  # fmt: skip
+def test_bad_overrides(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidTaskDefinition, match=message):
+        apply_overrides(load_definition(MINIMAL), overrides)
