@@ -11,6 +11,7 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     cluster   = "default"
     insecure_registries = ["registry.test:5000"]   # plain HTTP; loopback needs no entry
     ecr_endpoint_url = "http://127.0.0.1:4566"     # where GetAuthorizationToken is asked
+    image_backend = "auto"               # or file, loop, directory: how images are mounted
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -41,6 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cluster: str = "default"
     insecure_registries: tuple[str, ...] = ()
     ecr_endpoint_url: str | None = None
+    image_backend: Literal["auto", "file", "loop", "directory"] = "auto"
 
     @property
     def images(self) -> Path:
@@ -80,6 +82,7 @@ _VARIABLES = {
     "account": "FARGATELITE_ACCOUNT",
     "cluster": "FARGATELITE_CLUSTER",
     "ecr_endpoint_url": "FARGATELITE_ECR_ENDPOINT_URL",
+    "image_backend": "FARGATELITE_IMAGE_BACKEND",
 }
 _FORMS = {
     "region": re.compile(r"[a-z]{2}(-[a-z]+)+-\d", re.ASCII),

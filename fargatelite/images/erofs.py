@@ -261,7 +261,7 @@ def _encode_inode(
         _INODE.pack(
             _EXTENDED | item.layout << 1,
             xattr_count,
-            _MODES[record.kind][0] | record.mode,
+            _MODES[record.kind][0] | (0o777 if record.kind == Kind.SYMLINK else record.mode),
             0,
             size,
             address,

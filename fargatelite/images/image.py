@@ -8,7 +8,7 @@ import msgspec
 
 from fargatelite.names import DiffId, Digest
 
-__all__ = ["Image", "ImageConfig", "PullPolicy", "PullProgress"]
+__all__ = ["Image", "ImageBackend", "ImageConfig", "PullPolicy", "PullProgress"]
 
 
 class PullPolicy(StrEnum):
@@ -17,6 +17,16 @@ class PullPolicy(StrEnum):
     ALWAYS = "always"
     MISSING = "missing"
     NEVER = "never"
+
+
+class ImageBackend(StrEnum):
+    """How an image gets mounted: from files, through loop devices, or unpacked to a directory.
+    `auto` takes the first that the kernel has."""
+
+    AUTO = "auto"
+    FILE = "file"
+    LOOP = "loop"
+    DIRECTORY = "directory"
 
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,10 +26,12 @@ _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NODEV = 1, 4
 _AT_FDCWD = -100
+_FILE_SYSTEM = b"erofs"
 _UMOUNT_NOFOLLOW, _MNT_DETACH = 8, 2
 
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
 _LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR = 1, 4
+_LOOP_CONTROL = "/dev/loop-control"
 _LOOP_ATTEMPTS = 64  # another process may take the free device between the two calls
 
 
@@ -48,7 +50,7 @@ def _context_message(context: int) -> str:
 
 
 def _mount(source: str, devices: Sequence[str], target: Path) -> None:
-    context = _call(_SYS_FSOPEN, b"erofs", _FSOPEN_CLOEXEC)
+    context = _call(_SYS_FSOPEN, _FILE_SYSTEM, _FSOPEN_CLOEXEC)
     try:
 
         def set_string(key: bytes, value: str) -> None:
@@ -79,7 +81,7 @@ def _attach_loop(path: Path) -> tuple[int, str]:
     """A loop device that goes away with its last user; the descriptor is the first of them."""
     backing = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+        control = os.open(_LOOP_CONTROL, os.O_RDWR | os.O_CLOEXEC)
         try:
             for _ in range(_LOOP_ATTEMPTS):
                 name = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
@@ -129,7 +131,8 @@ def mount_erofs(
 
     `loop`: through loop devices; None: only where the kernel cannot mount a file (before Linux
     6.12, which answers ENOTBLK).
-    Raises: ImageError naming the image, the call's errno and what the kernel said.
+    Raises: HostUnsupported where the kernel has neither EROFS nor loop devices; ImageError naming
+    the image, the call's errno and what the kernel said.
     """
     try:
         try:
@@ -139,6 +142,13 @@ def mount_erofs(
                 raise
             _mount_files(image, blobs, target, loop=True)
     except OSError as error:
+        # fsopen(2) does not know EROFS, or there is no /dev/loop-control.
+        if error.errno == errno.ENODEV or error.filename == _LOOP_CONTROL:
+            raise HostUnsupported(
+                f"this kernel cannot mount EROFS images ({error.strerror}); see "
+                "`fargatelite check`",
+                errno=error.errno,
+            ) from error
         raise ImageError(
             f"cannot mount image {image}: {error.strerror}; see `fargatelite check`",
             errno=error.errno,

@@ -5,7 +5,7 @@
     <root>/VERSION
     layers/<diff id>/{blob,table}        a layer, unpacked in one pass
     digests/<digest>                     compressed digest -> diff id and sizes
-    images/<image id>/{image.json,image.erofs}
+    images/<image id>/{image.json,image.erofs}   and root/ where the kernel has no EROFS
     references/<sha256 of reference>     what a name meant at its last pull
     locks/, tmp/
 
@@ -26,9 +26,15 @@ from pathlib import Path
 
 import msgspec
 
-from fargatelite.errors import ImageError, ImageNotFound, StateCorrupt
+from fargatelite.errors import HostUnsupported, ImageError, ImageNotFound, StateCorrupt
 from fargatelite.images.credentials import RegistryConfig, find_credentials, is_plain_http
-from fargatelite.images.image import Image, ImageConfig, PullPolicy, PullProgress
+from fargatelite.images.image import (
+    Image,
+    ImageBackend,
+    ImageConfig,
+    PullPolicy,
+    PullProgress,
+)
 from fargatelite.images.layer import BLOCK_BYTES, LayerResult, read_table
 from fargatelite.images.reference import Reference, parse_reference
 from fargatelite.names import DiffId, Digest, TaskId
@@ -92,8 +98,15 @@ def _replace(path: Path, data: bytes) -> None:
 class ImageStore:
     """See the module. Usable from any thread and from several processes."""
 
-    def __init__(self, root: Path, *, config: RegistryConfig | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        config: RegistryConfig | None = None,
+        backend: ImageBackend | str = ImageBackend.AUTO,
+    ) -> None:
         self.root = root
+        self.backend = ImageBackend(backend)
         self.config = config or RegistryConfig()
         self._cache: dict[str, _StoredImage] = {}
         for name in ("layers", "digests", "images", "references", "locks", "tmp"):
@@ -403,8 +416,6 @@ class ImageStore:
 
         Raises: ImageError.
         """
-        from fargatelite.images.mount import mount_erofs
-
         stored = self._read_image(image.image_id)
         if stored is None:
             raise ImageNotFound(f"{image.reference} is not in the store any more")
@@ -414,12 +425,49 @@ class ImageStore:
             (directory / "users" / task_id).touch(mode=0o600)
             target = directory / "fs"
             if not os.path.ismount(target):
-                mount_erofs(
-                    self._image_directory(image.image_id) / "image.erofs",
-                    [self._layer(diff_id) / "blob" for diff_id in stored.diff_ids],
-                    target,
-                )
+                self._mount(stored, target)
         return target
+
+    def _mount(self, stored: _StoredImage, target: Path) -> None:
+        """Mounts by the store's backend; `auto` falls back to a directory."""
+        from fargatelite.images.directory import bind_directory
+        from fargatelite.images.mount import mount_erofs
+
+        blobs = [self._layer(diff_id) / "blob" for diff_id in stored.diff_ids]
+        if self.backend is not ImageBackend.DIRECTORY:
+            loop = None if self.backend is ImageBackend.AUTO else self.backend is ImageBackend.LOOP
+            try:
+                mount_erofs(
+                    self._image_directory(stored.image_id) / "image.erofs", blobs, target, loop=loop
+                )
+            except HostUnsupported:
+                if self.backend is not ImageBackend.AUTO:
+                    raise
+            else:
+                return
+        with self.lock(stored.image_id):
+            bind_directory(self._unpack(stored, blobs), target)
+
+    def _unpack(self, stored: _StoredImage, blobs: Sequence[Path]) -> Path:
+        """The image's files in a directory, made at their first use; the caller holds its lock."""
+        from fargatelite.images.directory import unpack_image
+        from fargatelite.images.merge import merge_layers
+
+        unpacked = self._image_directory(stored.image_id) / "root"
+        if not unpacked.is_dir():
+            tables = [read_table(blob.with_name("table")) for blob in blobs]
+            with self.scratch() as scratch:
+                (scratch / "root").mkdir()
+                unpack_image(merge_layers(tables), blobs, scratch / "root")
+                os.rename(scratch / "root", unpacked)
+        return unpacked
+
+    def _is_bound(self, image_directory: Path) -> bool:
+        """Whether the unpacked files are some task's: unlike EROFS, nothing else holds them."""
+        # Field 4 of a line is the mounted directory, within its own file system (proc(5)).
+        end = f"/{image_directory.parent.name}/{image_directory.name}/root"
+        with open("/proc/self/mountinfo") as file:
+            return any(line.split(" ", 4)[3].endswith(end) for line in file)
 
     @contextlib.contextmanager
     def _mount_lock(self, directory: Path) -> Iterator[None]:
@@ -499,9 +547,12 @@ class ImageStore:
             if path.name in wanted_images and found is not None:
                 wanted_layers |= {_hex(diff_id) for diff_id in found.diff_ids}
                 continue
-            removed.append(f"sha256:{path.name}")
-            self._cache.pop(f"sha256:{path.name}", None)
-            shutil.rmtree(path)
+            with self.lock(f"sha256:{path.name}"):
+                if self._is_bound(path):
+                    continue
+                removed.append(f"sha256:{path.name}")
+                self._cache.pop(f"sha256:{path.name}", None)
+                shutil.rmtree(path)
         for path in (self.root / "tmp").iterdir():
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:

@@ -35,5 +35,6 @@ def open_store(settings: Settings) -> ImageStore:
                     insecure_registries=settings.insecure_registries,
                     ecr_endpoint_url=settings.ecr_endpoint_url,
                 ),
+                backend=settings.image_backend,
             )
         return store

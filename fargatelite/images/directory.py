@@ -1,0 +1,153 @@
+"""The last resort where the kernel has no EROFS: the merged tree as files in a directory.
+
+Slower by what creating its inodes costs (design, "Images"), and the same to a task: the directory
+is bind-mounted, read-only and without device files, where the EROFS image would be.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from fargatelite.errors import ImageError
+from fargatelite.images.layer import BLOCK_BYTES, Kind
+from fargatelite.images.merge import Inode
+
+__all__ = ["bind_directory", "unpack_image"]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_MS_RDONLY, _MS_NODEV, _MS_REMOUNT, _MS_BIND = 0x1, 0x4, 0x20, 0x1000
+_CHUNK_BYTES = 1 << 30  # copy_file_range(2) takes at most 2 GiB at once
+
+_TYPES = {
+    Kind.FILE: stat.S_IFREG,
+    Kind.CHAR: stat.S_IFCHR,
+    Kind.BLOCK: stat.S_IFBLK,
+    Kind.FIFO: stat.S_IFIFO,
+}
+
+
+def _copy(node: Inode, blob: int, path: bytes, root: int) -> None:
+    """A file's contents, holes kept: the blob's own are found by SEEK_DATA."""
+    fd = os.open(
+        path,
+        os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+        0o600,
+        dir_fd=root,
+    )
+    try:
+        start = node.record.block * BLOCK_BYTES
+        end = start + node.record.size
+        os.ftruncate(fd, node.record.size)
+        at = start
+        while at < end:
+            try:
+                data = os.lseek(blob, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    break  # nothing but a hole follows
+                raise
+            if data >= end:
+                break
+            stop = min(os.lseek(blob, data, os.SEEK_HOLE), end)
+            while data < stop:
+                copied = os.copy_file_range(
+                    blob, fd, min(_CHUNK_BYTES, stop - data), data, data - start
+                )
+                if not copied:
+                    raise OSError(errno.EIO, "a layer's blob is shorter than its table says")
+                data += copied
+            at = stop
+    finally:
+        os.close(fd)
+
+
+def _make(node: Inode, path: bytes, root: int, blobs: Sequence[int]) -> None:
+    record = node.record
+    if record.kind == Kind.DIRECTORY:
+        os.mkdir(path, 0o700, dir_fd=root)
+    elif record.kind == Kind.SYMLINK:
+        os.symlink(record.link, path, dir_fd=root)
+    elif record.kind == Kind.FILE:
+        _copy(node, blobs[node.layer], path, root)
+    else:
+        os.mknod(path, _TYPES[record.kind] | 0o600, os.makedev(*record.device), dir_fd=root)
+
+
+def _dress(node: Inode, path: bytes, root: int, anchor: bytes) -> None:
+    """Owner, mode, xattrs and time, in this order: chown(2) clears set-id bits and capabilities."""
+    record = node.record
+    os.chown(path, record.uid, record.gid, dir_fd=root, follow_symlinks=False)
+    if record.kind != Kind.SYMLINK:
+        # No parent of `path` is a link: all are directories made here.
+        os.chmod(path, record.mode & 0o7777, dir_fd=root)
+    for name, value in record.xattrs:
+        os.setxattr(anchor + path, name, value, follow_symlinks=False)
+    time_ns = record.mtime_s * 1_000_000_000
+    os.utime(path, ns=(time_ns, time_ns), dir_fd=root, follow_symlinks=False)
+
+
+def unpack_image(root: Inode, blobs: Sequence[Path], target: Path) -> None:
+    """Makes the merged tree's files in the empty directory `target`, contents from the blobs.
+
+    Every path is made of names of the tree below directories made here, so that no link of an image
+    is ever followed.
+    Raises: ImageError naming the path within the image.
+    """
+    top = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    opened: list[int] = []
+    path = b""
+    try:
+        opened += [os.open(blob, os.O_RDONLY | os.O_CLOEXEC) for blob in blobs]
+        anchor = b"/proc/self/fd/%d/" % top
+        directories: list[tuple[bytes, Inode]] = []
+        names: dict[int, bytes] = {}
+        stack: list[tuple[bytes, Inode]] = [(b".", root)]
+        while stack:
+            parent, directory = stack.pop()
+            directories.append((parent, directory))
+            for name, node in (directory.children or {}).items():
+                path = name if directory is root else parent + b"/" + name
+                first = names.get(id(node))
+                if first is not None:
+                    os.link(first, path, src_dir_fd=top, dst_dir_fd=top, follow_symlinks=False)
+                    continue
+                _make(node, path, top, opened)
+                if node.children is not None:
+                    stack.append((path, node))
+                    continue
+                names[id(node)] = path
+                _dress(node, path, top, anchor)
+        for path, directory in reversed(directories):
+            _dress(directory, path, top, anchor)
+        os.fsync(top)
+    except OSError as error:
+        raise ImageError(
+            f"cannot unpack /{path[:200].decode('utf-8', 'replace')} of an image below {target}: "
+            f"{error.strerror}",
+            errno=error.errno,
+            path=target,
+        ) from error
+    finally:
+        for fd in (*opened, top):
+            os.close(fd)
+
+
+def bind_directory(source: Path, target: Path) -> None:
+    """Mounts a directory at `target`, read-only and without device files.
+
+    Raises: ImageError.
+    """
+    for flags in (_MS_BIND, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NODEV):
+        if _libc.mount(os.fsencode(source), os.fsencode(target), None, flags, None) < 0:
+            number = ctypes.get_errno()
+            _libc.umount2(os.fsencode(target), 0)
+            raise ImageError(
+                f"cannot mount {source} at {target}: {os.strerror(number)}",
+                errno=number,
+                path=target,
+            )
