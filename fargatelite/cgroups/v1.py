@@ -139,7 +139,7 @@ class V1Driver:
         return Cgroup(
             path=path,
             version=1,
-            join_files=tuple(f"{root}/{path}/cgroup.procs" for root in self._hierarchies),
+            join_files=tuple(f"{root}/{path}/tasks" for root in self._hierarchies),
             clone_into=None,
             cpu_usage_file=f"{self._directory('cpuacct', path)}/cpuacct.usage",
             memory_usage_file=f"{memory}/memory.usage_in_bytes",
