@@ -1,0 +1,183 @@
+"""The contestants beside ours: crun, podman and unshare(1), in a mount namespace made for them.
+
+crun 1.8 refuses a host with both kinds of cgroups ("cgroups in hybrid mode not supported"). Where
+/sys/fs/cgroup is such a mixture, the peers see a copy of it with the v1 controllers only; ours
+runs on the host as it is. podman's fixed places (its lock, its cache, /run) are covered by
+directories of ours for the same thread, so that all it writes lies below the directory given here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+CLONE_NEWNS = 0x20000
+MS_REC, MS_PRIVATE, MS_BIND = 0x4000, 0x40000, 0x1000
+CGROUPS = Path("/sys/fs/cgroup")
+COVERED = ("/dev/shm", "/run/crun", "/run/lock", "/var/lib/containers", "/etc/cni/net.d")
+TIMEOUT_S = 300
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _mount(source: str, target: Path, kind: str | None, flags: int, data: str | None) -> None:
+    encoded = (None if text is None else text.encode() for text in (kind, data))
+    kind_bytes, data_bytes = encoded
+    target_bytes = os.fsencode(target)
+    if _libc.mount(source.encode(), target_bytes, kind_bytes, ctypes.c_ulong(flags), data_bytes):
+        error = ctypes.get_errno()
+        raise OSError(error, f"mount {source}: {os.strerror(error)}", str(target))
+
+
+def _enter_namespace(directory: Path) -> None:
+    """Gives the calling thread, and what it starts, a mount namespace of its own."""
+    if _libc.unshare(CLONE_NEWNS):
+        error = ctypes.get_errno()
+        raise OSError(error, f"unshare: {os.strerror(error)}; run as root")
+    _mount("none", Path("/"), None, MS_REC | MS_PRIVATE, None)
+    for place in COVERED:
+        if Path(place).is_dir():
+            cover = directory / "covers" / place.strip("/").replace("/", "-")
+            cover.mkdir(parents=True, exist_ok=True)
+            _mount(str(cover), Path(place), None, MS_BIND, None)
+    if is_mixed():
+        controllers = [
+            line.split()[1]
+            for line in Path("/proc/self/mounts").read_text().splitlines()
+            if line.split()[2] == "cgroup"
+        ]
+        # A file system over the old one: what is mounted there stays as it is for all others.
+        descriptors = {Path(path).name: os.open(path, os.O_PATH) for path in controllers}
+        _mount("tmpfs", CGROUPS, "tmpfs", 0, "mode=755")
+        for name, descriptor in descriptors.items():
+            (CGROUPS / name).mkdir()
+            _mount(f"/proc/thread-self/fd/{descriptor}", CGROUPS / name, None, MS_BIND, None)
+            os.close(descriptor)
+
+
+def is_mixed() -> bool:
+    """Whether this host has v1 controllers and a v2 hierarchy at once."""
+    kinds = {line.split()[2] for line in Path("/proc/self/mounts").read_text().splitlines()}
+    return {"cgroup", "cgroup2"} <= kinds
+
+
+class Peers:
+    """Runs the peers' commands on one thread in the namespace made for them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.group = f"fargatelite/test-bench-peers-{os.getpid()}"
+        self._thread = ThreadPoolExecutor(1, initializer=_enter_namespace, initargs=(directory,))
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Runs `work` on the peers' thread."""
+        return self._thread.submit(work).result()
+
+    def run(self, command: Sequence[str | Path]) -> float:
+        """Milliseconds from before the command starts until it has ended with 0.
+
+        Raises: RuntimeError with what it wrote.
+        """
+        return self.call(lambda: timed_ms(command))
+
+    def podman(self, root: str = "podman") -> list[str]:
+        """podman with all its state below the directory."""
+        places = {
+            option: str(self.directory / f"{root}-{option}")
+            for option in ("root", "runroot", "tmpdir")
+        }
+        return [
+            "podman", *(f"--{option}={path}" for option, path in places.items()),
+            "--cgroup-manager=cgroupfs", "--events-backend=none", "--log-level=error",
+        ]  # fmt: skip
+
+    def remove_podman(self, root: str = "podman") -> None:
+        """Empties podman's storage, on the thread that sees its mounts."""
+
+        def remove() -> None:
+            timed_ms([*self.podman(root), "system", "reset", "--force"])
+            for option in ("root", "runroot", "tmpdir"):
+                path = self.directory / f"{root}-{option}"
+                # storage mounts its own directory onto itself
+                while _libc.umount2(os.fsencode(path / "overlay"), 2) == 0:
+                    pass
+                subprocess.run(["rm", "-rf", "--one-file-system", path], check=True)
+
+        self.call(remove)
+
+    def close(self) -> None:
+        """Ends the thread; its mounts end with it. Removes the groups that peers left."""
+        self._thread.shutdown()
+        for top in [CGROUPS, *(path for path in CGROUPS.iterdir() if path.is_dir())]:
+            group = top / self.group
+            if (top / "cgroup.procs").exists() and group.is_dir():
+                _remove_group(group)
+                with contextlib.suppress(OSError):  # others may have groups in it
+                    group.parent.rmdir()
+
+
+def _remove_group(group: Path) -> None:
+    for path, _, _ in os.walk(group, topdown=False):
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                os.rmdir(path)
+                break
+            except OSError:
+                # conmon, the only one left in a group, ends by itself after its container.
+                if time.monotonic() > deadline:
+                    for pid in Path(path, "cgroup.procs").read_text().split():
+                        os.kill(int(pid), signal.SIGKILL)
+                    deadline = time.monotonic() + 10
+                time.sleep(0.01)
+
+
+def timed_ms(command: Sequence[str | Path]) -> float:
+    """Milliseconds that a command takes, all of it: exec, work, exit."""
+    started_ns = time.perf_counter_ns()
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    took_ms = (time.perf_counter_ns() - started_ns) / 1e6
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()
+        raise RuntimeError(f"{command[0]} ended with {done.returncode}: {said}")
+    return took_ms
+
+
+@contextlib.contextmanager
+def running_peers(directory: Path) -> Iterator[Peers]:
+    """Peers that leave nothing behind."""
+    peers = Peers(directory)
+    try:
+        yield peers
+    finally:
+        peers.close()
+
+
+def write_bundle(bundle: Path, group: str, arguments: Sequence[str]) -> None:
+    """An OCI bundle beside an existing `rootfs`: what `crun spec` proposes, as Fargate runs it.
+
+    Changed: no terminal, a writable root, the process, docker's masks, which ours has too, and the
+    group.
+    """
+    (bundle / "config.json").unlink(missing_ok=True)
+    subprocess.run(["crun", "spec"], cwd=bundle, check=True, timeout=TIMEOUT_S)
+    config: dict[str, Any] = json.loads((bundle / "config.json").read_text())
+    config["process"].update(terminal=False, args=list(arguments))
+    config["process"]["rlimits"] = []  # this test must also run without CAP_SYS_RESOURCE
+    config["root"]["readonly"] = False
+    config["linux"]["cgroupsPath"] = f"/{group}/crun"
+    (bundle / "config.json").write_text(json.dumps(config))
