@@ -1,9 +1,9 @@
 /* The ledger, version 1: one file per task, `<task id>.ledger`, little-endian.
  *
- *   offset 0     struct ledger_header, written once, before the first record
- *   offset 256   LEDGER_MAX_CONTAINERS times struct ledger_name; slot i names container index i,
- * and is written once, before the container's first record; unused slots are zero offset 4096
- * records of 64 bytes; record n begins at 4096 + 64 * n and has seq n
+ * - At 0: struct ledger_header, written once, before the first record.
+ * - At 256: LEDGER_MAX_CONTAINERS times struct ledger_name. Slot i names container index i and is
+ *   written once, before the container's first record; unused slots are zero.
+ * - At 4096: records of 64 bytes; record n begins at 4096 + 64 * n and has seq n.
  *
  * The file is allocated in steps: records that are all zero are not written yet. A record whose CRC
  * is wrong is torn or damaged: readers report its place and go on. One process writes at a time and
