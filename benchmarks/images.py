@@ -26,9 +26,7 @@ from tests.fixtures.images import (
     tar_layer,
 )
 
-PACKAGES = (
-    "python3 python3-pip python3-setuptools perl git vim nginx ca-certificates tzdata".split()
-)
+PACKAGES = "python3,python3-pip,python3-setuptools,perl,git,vim,nginx,ca-certificates,tzdata"
 TAG = "1"
 
 
