@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.fixtures.images", "tests.fixtures.host"]
+pytest_plugins = ["tests.fixtures.images", "tests.fixtures.host", "tests.fixtures.cli"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
 from fargatelite.cli.main import OWN_FAILURE, format_error
 from fargatelite.cli.run import read_source
-from fargatelite.cli.tables import print_json
+from fargatelite.cli.tables import make_printable, print_json
 from fargatelite.errors import InvalidTaskDefinition
 from fargatelite.taskdef.load import load_definition, to_wire
 
@@ -33,19 +34,22 @@ def validate(definitions: tuple[str, ...], output: str) -> int:
     Example:
       fargatelite definition validate examples/hello.json
     """
-    code = 0
+    valid: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
     for text in definitions:
         try:
             loaded = load_definition(read_source(text))
         except InvalidTaskDefinition as error:
-            click.echo(f"{text}: {format_error(error)}", err=True)
-            code = OWN_FAILURE
+            failures.append({"definition": text, "reason": str(error), "problems": error.problems})
+            if output == "table":
+                click.echo(f"{text}: {make_printable(format_error(error))}", err=True)
             continue
-        if output == "json":
-            print_json({"taskDefinition": to_wire(loaded)})
-        else:
+        valid.append(to_wire(loaded))
+        if output == "table":
             sys.stdout.write(
                 f"{text}: valid: {loaded.family}, {len(loaded.containers)} container(s), "
                 f"{loaded.cpu_units / 1024:g} vCPU, {loaded.memory_mib} MiB\n"
             )
-    return code
+    if output == "json":
+        print_json({"taskDefinitions": valid, "failures": failures})
+    return OWN_FAILURE if failures else 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fargatelite.cli.tables import print_json
+from fargatelite.cli.tables import make_printable, print_json
 from fargatelite.errors import TaskNotFound
 from fargatelite.runtime.record import find_record
 from fargatelite.settings import Settings
@@ -30,5 +30,5 @@ def command(settings: Settings, tasks: tuple[str, ...]) -> None:
         try:
             found.append(find_record(settings, text).describe())
         except TaskNotFound:
-            failures.append({"arn": text, "reason": "MISSING"})
+            failures.append({"arn": make_printable(text), "reason": "MISSING"})
     print_json({"tasks": found, "failures": failures})

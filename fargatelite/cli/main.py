@@ -13,10 +13,12 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from typing import Any, NoReturn
 
 import click
 
+from fargatelite.cli.tables import make_printable
 from fargatelite.errors import FargateliteError, InvalidTaskDefinition
 
 OWN_FAILURE = 125
@@ -101,13 +103,10 @@ def format_error(error: FargateliteError) -> str:
     return "\n".join(lines)
 
 
-def _printable(text: str) -> str:
-    """What strangers wrote (image names, definitions) must not drive the user's terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
-
-
-def _fail(text: str) -> NoReturn:
-    click.echo(f"Error: {_printable(text)}", err=True)
+def _fail(text: str, *, with_traceback: bool) -> NoReturn:
+    if with_traceback:
+        traceback.print_exc()
+    click.echo(f"Error: {make_printable(text)}", err=True)
     sys.exit(OWN_FAILURE)
 
 
@@ -127,15 +126,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except FargateliteError as error:
-        if debug:
-            raise
-        _fail(format_error(error))
-    except TimeoutError as error:
-        _fail(str(error))
+        _fail(format_error(error), with_traceback=debug)
     except PermissionError as error:
-        if debug:
-            raise
-        _fail(f"{error}; fargatelite needs root, see `fargatelite check`")
+        _fail(f"{error}; fargatelite needs root, see `fargatelite check`", with_traceback=debug)
+    except OSError as error:  # a full disk, a wait that timed out
+        _fail(str(error), with_traceback=debug)
+    except Exception as error:  # noqa: BLE001
+        # The interpreter's own exit code would be 1, which from `run` means the container's.
+        _fail(f"unexpected {type(error).__name__}: {error}; this is a bug", with_traceback=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ STATS_PERIOD_S = 1.0
 def read_source(text: str) -> Any:
     """A definition argument: `-` is standard input, else a path."""
     if text == "-":
-        return sys.stdin.read()
+        return sys.stdin.buffer.read()  # bytes: a str could be taken for a path
     path = Path(text)
     if not path.exists():
         raise click.UsageError(f"no such file: {text}")
@@ -46,10 +46,15 @@ def _parse_tags(pairs: tuple[str, ...]) -> dict[str, str]:
 def _parse_overrides(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
-    content = Path(text[1:]).read_text() if text.startswith("@") else text
+    try:
+        content = Path(text[1:]).read_text() if text.startswith("@") else text
+    except OSError as error:
+        raise click.BadParameter(
+            f"cannot read {text[1:]}: {error.strerror}", param_hint="--overrides"
+        ) from error
     try:
         value = json.loads(content)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"not JSON: {error}", param_hint="--overrides") from error
     if not isinstance(value, dict):
         raise click.BadParameter("must be a JSON object", param_hint="--overrides")
@@ -57,7 +62,7 @@ def _parse_overrides(text: str | None) -> dict[str, Any] | None:
 
 
 class _Interrupts:
-    """Ctrl-C and SIGTERM stop the task; a second one does nothing more: the task has its
+    """Ctrl-C, SIGTERM and SIGHUP stop the task; a second one does nothing more: the task has its
     `stopTimeout`, after which it is killed."""
 
     def __init__(self) -> None:
@@ -71,9 +76,10 @@ class _Interrupts:
         return self
 
     def _handle(self, number: int, frame: object) -> None:
+        # Only the first: a handler that interrupts itself inside `stop` waits for its own lock.
         if self.number is None:
             self.number = number
-        self.stop_if_asked()
+            self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
         """Passes a signal that came before there was a task on to it."""

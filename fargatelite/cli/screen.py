@@ -14,6 +14,7 @@ from typing import IO, Any
 from fargatelite.cli.tables import (
     format_bytes,
     is_terminal,
+    make_printable,
     print_table,
 )
 from fargatelite.runtime.api import Task
@@ -101,6 +102,7 @@ class Screen:
                 self._say("task", f"{item.last_status}", style="bold")
 
     def _say(self, name: str, text: str, style: str = "") -> None:
+        text = make_printable(text)
         if self._console is not None:
             from rich.text import Text
 
@@ -195,7 +197,7 @@ class Screen:
         out, task = self._talk, self._task
         out.write("\n")
         if task.stopped_reason:
-            out.write(f"{task.stop_code}: {task.stopped_reason}\n\n")
+            out.write(f"{task.stop_code}: {make_printable(task.stopped_reason)}\n\n")
         print_table(
             ("CONTAINER", "EXIT CODE", "HEALTH", "REASON"),
             [

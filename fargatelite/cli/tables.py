@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import IO, Any
 
-import msgspec
-
 __all__ = [
     "format_bytes",
     "format_duration",
     "format_money",
     "is_terminal",
+    "make_printable",
     "print_json",
     "print_table",
 ]
@@ -24,8 +23,16 @@ def is_terminal(stream: IO[str]) -> bool:
     return stream.isatty()
 
 
+def make_printable(text: str) -> str:
+    """What strangers wrote (image names, registries' messages) with control characters as `\\x1b`:
+    it must not drive the user's terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout, with keys as given."""
+    import msgspec  # here, so that `--help` does without
+
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
 
@@ -51,7 +58,7 @@ def print_table(
         for column in columns:
             table.add_column(column, justify="right" if column in right else "left")
         for row in cells:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(make_printable(cell)) for cell in row))
         Console(file=out).print(table)
         return
     if title:
