@@ -29,7 +29,7 @@ def command(settings: Settings, output: str) -> int:
             ("CHECK", "STATE", "DETAIL"),
             [(result.name, result.state, result.detail) for result in results],
         )
-        for result in results:
-            if result.remedy:
-                sys.stdout.write(f"\n{result.name}: {result.remedy}\n")
+        remedies = [f"{result.name}: {result.remedy}\n" for result in results if result.remedy]
+        if remedies:
+            sys.stdout.write("\n" + "".join(remedies))
     return 1 if any(result.state == "missing" for result in results) else 0

@@ -124,19 +124,6 @@ def _check_seccomp(settings: Settings) -> CheckResult:
     )  # fmt: skip
 
 
-def _check_nftables(settings: Settings) -> CheckResult:
-    try:
-        import nftables
-
-        code, _, error = nftables.Nftables().cmd("list tables")
-    except (ImportError, OSError) as problem:
-        return _result("nftables", False, str(problem), "apt-get install libnftables1")
-    return _result(
-        "nftables", code == 0, "tables can be listed" if code == 0 else error.strip(),
-        "use a kernel with nf_tables (modprobe nf_tables), as root",
-    )  # fmt: skip
-
-
 def _check_roots(settings: Settings) -> CheckResult:
     for path in (Path(settings.data_root), Path(settings.run_root)):
         existing = path
@@ -282,12 +269,26 @@ def _try_idmap(scratch: Path) -> str:
     return f"{kind} mounts can be id-mapped"
 
 
+def _try_nftables(scratch: Path) -> str:
+    # In a process of its own: libnftables writes to stderr when it is refused.
+    import nftables
+
+    code, _, error = nftables.Nftables().cmd("list tables")
+    if code:
+        raise OSError(error.strip() or "tables cannot be listed")
+    return "tables can be listed"
+
+
 _TRIES: dict[str, tuple[Callable[[Path], str], str]] = {
     "user namespaces": (
         _try_user_namespaces,
         "allow them: kernel CONFIG_USER_NS, sysctl user.max_user_namespaces above 0",
     ),
     "namespaces": (_try_namespaces, "use a kernel with all of them, as root"),
+    "nftables": (
+        _try_nftables,
+        "apt-get install libnftables1, and use a kernel with nf_tables (modprobe nf_tables)",
+    ),
     "overlayfs": (
         _try_overlay,
         "use a kernel with overlayfs (modprobe overlay) and a data root that is not on overlayfs",
@@ -324,16 +325,15 @@ _LOOKS: tuple[Callable[[Settings], CheckResult], ...] = (
     _check_meter,
     _check_cgroups,
     _check_seccomp,
-    _check_nftables,
     _check_roots,
 )
 
 
 def run_checks(settings: Settings) -> list[CheckResult]:
-    """Every check; nothing is left behind. As another user than root the tries are left out, since
-    each would only say so."""
+    """Every check; nothing is left behind. Without the privileges there are no tries: each would only
+    say so again."""
     results = [look(settings) for look in _LOOKS]
-    if os.geteuid() == 0:
+    if all(result.state == OK for result in results if result.name == "privileges"):
         # Beside the data root: overlayfs depends on the file system below it.
         parent = Path(settings.data_root)
         while not parent.exists():
@@ -349,7 +349,7 @@ def main() -> None:
     name, directory = sys.argv[1:]
     try:
         sys.stdout.write(_TRIES[name][0](Path(directory)) + "\n")
-    except (OSError, FargateliteError) as error:
+    except (ImportError, OSError, FargateliteError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(1)
 

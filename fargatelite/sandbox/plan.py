@@ -83,7 +83,9 @@ OPERATIONS: dict[str, Operation] = {
             "trace", 6, "parent", "path:s", "write when each operation ended (ns) to this file"
         ),
         # Child: in order, until exec.
-        _operation("join_cgroup", 16, "child", "file:s", "write 0 to this file (v2 cgroup.procs, v1 tasks)"),
+        _operation(
+            "join_cgroup", 16, "child", "file:s", "write 0 to this file (v2 cgroup.procs, v1 tasks)"
+        ),
         _operation("join_network", 17, "child", "", "enter the task's network namespace"),
         _operation(
             "join_process", 44, "child", "process:u flags:u",
