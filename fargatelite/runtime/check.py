@@ -330,7 +330,7 @@ _LOOKS: tuple[Callable[[Settings], CheckResult], ...] = (
 
 
 def run_checks(settings: Settings) -> list[CheckResult]:
-    """Every check; nothing is left behind. Without the privileges there are no tries: each would only
+    """Every check; nothing is left behind. No tries without the privileges: each would only
     say so again."""
     results = [look(settings) for look in _LOOKS]
     if all(result.state == OK for result in results if result.name == "privileges"):
