@@ -6,7 +6,7 @@ inflate, hash again, write one file, nothing parsed, nothing synced.
 
 All that is pulled stays until the end of the run: ext4 passes by inodes that were deleted in the
 last minutes (`recently_deleted`, RECENTCY_DIRTY is 300 s), and podman, which makes 11,000 of them,
-took 11 s instead of 5 when each round was removed before the next. A run soon after another suffers
+took 11 s instead of 3 when each round was removed before the next. A run soon after another suffers
 from that, and says so.
 Run as root.
 """
