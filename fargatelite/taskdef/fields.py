@@ -23,15 +23,32 @@ __all__ = [
     "ContainerDefinition",
     "ContainerDependency",
     "Effect",
+    "EfsAuthorization",
+    "EfsVolume",
+    "EnvironmentFile",
+    "EphemeralStorage",
+    "FirelensConfiguration",
     "HealthCheck",
+    "HostVolume",
     "KeyValue",
     "LinuxParameters",
+    "LogConfiguration",
+    "MountPoint",
     "NotYet",
     "PortMapping",
     "Recorded",
     "Refused",
+    "RepositoryCredentials",
+    "RestartPolicy",
+    "RuntimePlatform",
+    "Secret",
+    "SystemControl",
+    "Tag",
     "TaskDefinition",
+    "Tmpfs",
     "Ulimit",
+    "Volume",
+    "VolumeFrom",
 ]
 
 
@@ -136,6 +153,126 @@ class Capabilities(_Shape, frozen=True, kw_only=True):
     drop: Annotated[tuple[str, ...], Effect("sandbox.capabilities.container_mask", "2.7")] = ()
 
 
+_VOLUME = NotYet()
+_SECRET = NotYet()
+_LOGGING = NotYet()
+_ENVIRONMENT_FILE = NotYet()
+
+
+class RepositoryCredentials(_Shape, frozen=True, kw_only=True):
+    """RepositoryCredentials (contract 2.5)."""
+
+    credentials_parameter: Annotated[str, _SECRET]
+
+
+class RestartPolicy(_Shape, frozen=True, kw_only=True):
+    """ContainerRestartPolicy (contract 3.8)."""
+
+    enabled: Annotated[bool, NotYet()]
+    ignored_exit_codes: Annotated[tuple[int, ...], NotYet()] = ()
+    restart_attempt_period_s: Annotated[int, NotYet()] = field(
+        default=300, name="restartAttemptPeriod"
+    )
+
+
+class EnvironmentFile(_Shape, frozen=True, kw_only=True):
+    """EnvironmentFile (contract 2.4): `value` is the ARN of an S3 object."""
+
+    value: Annotated[str, _ENVIRONMENT_FILE]
+    type: Annotated[str, _ENVIRONMENT_FILE]
+
+
+class Secret(_Shape, frozen=True, kw_only=True):
+    """Secret (contract 2.5)."""
+
+    name: Annotated[str, _SECRET]
+    value_from: Annotated[str, _SECRET]
+
+
+class MountPoint(_Shape, frozen=True, kw_only=True):
+    """MountPoint."""
+
+    source_volume: Annotated[str | None, _VOLUME] = None
+    container_path: Annotated[str | None, _VOLUME] = None
+    read_only: Annotated[bool, _VOLUME] = False
+
+
+class VolumeFrom(_Shape, frozen=True, kw_only=True):
+    """VolumeFrom."""
+
+    source_container: Annotated[str | None, _VOLUME] = None
+    read_only: Annotated[bool, _VOLUME] = False
+
+
+class LogConfiguration(_Shape, frozen=True, kw_only=True):
+    """LogConfiguration (contract 2.8)."""
+
+    log_driver: Annotated[str, _LOGGING]
+    options: Annotated[dict[str, str], _LOGGING] = {}
+    secret_options: Annotated[tuple[Secret, ...], _SECRET] = ()
+
+
+class SystemControl(_Shape, frozen=True, kw_only=True):
+    """SystemControl (contract 4.6)."""
+
+    namespace: Annotated[str | None, NotYet()] = None
+    value: Annotated[str | None, NotYet()] = None
+
+
+class FirelensConfiguration(_Shape, frozen=True, kw_only=True):
+    """FirelensConfiguration (contract 2.8)."""
+
+    type: Annotated[str, _LOGGING]
+    options: Annotated[dict[str, str], _LOGGING] = {}
+
+
+class Tmpfs(_Shape, frozen=True, kw_only=True):
+    """Tmpfs (contract 2.7)."""
+
+    container_path: Annotated[str, NotYet()]
+    size_mib: Annotated[int, NotYet()] = field(name="size")
+    mount_options: Annotated[tuple[str, ...], NotYet()] = ()
+
+
+class EfsAuthorization(_Shape, frozen=True, kw_only=True):
+    """EFSAuthorizationConfig."""
+
+    access_point_id: Annotated[str | None, _VOLUME] = None
+    iam: Annotated[str, _VOLUME] = "DISABLED"
+
+
+class EfsVolume(_Shape, frozen=True, kw_only=True):
+    """EFSVolumeConfiguration (contract 2.6)."""
+
+    file_system_id: Annotated[str, _VOLUME]
+    root_directory: Annotated[str, _VOLUME] = "/"
+    transit_encryption: Annotated[str, _VOLUME] = "DISABLED"
+    transit_encryption_port: Annotated[int | None, _VOLUME] = None
+    authorization_config: Annotated[EfsAuthorization | None, _VOLUME] = None
+
+
+class HostVolume(_Shape, frozen=True, kw_only=True):
+    """HostVolumeProperties."""
+
+    source_path: Annotated[str | None, _unsupported("sourcePath")] = None
+
+
+class Volume(_Shape, frozen=True, kw_only=True):
+    """Volume (contract 2.6)."""
+
+    name: Annotated[str | None, _VOLUME] = None
+    host: Annotated[HostVolume | None, _VOLUME] = None
+    efs: Annotated[EfsVolume | None, _VOLUME] = field(default=None, name="efsVolumeConfiguration")
+    configured_at_launch: Annotated[bool, NotYet()] = False
+    docker_volume_configuration: Annotated[
+        dict[str, Any] | None, _unsupported("dockerVolumeConfiguration")
+    ] = None
+    fsx_windows_file_server_volume_configuration: Annotated[
+        dict[str, Any] | None, _unsupported("fsxWindowsFileServerVolumeConfiguration")
+    ] = None
+    s3files_volume_configuration: Annotated[dict[str, Any] | None, NotYet()] = None
+
+
 class LinuxParameters(_Shape, frozen=True, kw_only=True):
     """LinuxParameters (contract 2.7)."""
 
@@ -143,7 +280,7 @@ class LinuxParameters(_Shape, frozen=True, kw_only=True):
         Capabilities | None, Effect("sandbox.capabilities.container_mask", "2.7")
     ] = None
     init_process_enabled: Annotated[bool, NotYet()] = False
-    tmpfs: Annotated[tuple[dict[str, Any], ...], NotYet()] = ()
+    tmpfs: Annotated[tuple[Tmpfs, ...], NotYet()] = ()
     devices: Annotated[tuple[dict[str, Any], ...], _unsupported("devices")] = ()
     shared_memory_size: Annotated[int | None, _unsupported("sharedMemorySize")] = None
     max_swap: Annotated[int | None, _unsupported("maxSwap")] = None
@@ -185,17 +322,17 @@ class ContainerDefinition(_Shape, frozen=True, kw_only=True):
         str | None, Recorded("a standalone task resolves its digest once, at the pull")
     ] = None
 
-    repository_credentials: Annotated[dict[str, Any] | None, NotYet()] = None
-    restart_policy: Annotated[dict[str, Any] | None, NotYet()] = None
-    environment_files: Annotated[tuple[dict[str, Any], ...], NotYet()] = ()
-    mount_points: Annotated[tuple[dict[str, Any], ...], NotYet()] = ()
-    volumes_from: Annotated[tuple[dict[str, Any], ...], NotYet()] = ()
-    secrets: Annotated[tuple[dict[str, Any], ...], NotYet()] = ()
+    repository_credentials: Annotated[RepositoryCredentials | None, _SECRET] = None
+    restart_policy: Annotated[RestartPolicy | None, NotYet()] = None
+    environment_files: Annotated[tuple[EnvironmentFile, ...], _ENVIRONMENT_FILE] = ()
+    mount_points: Annotated[tuple[MountPoint, ...], _VOLUME] = ()
+    volumes_from: Annotated[tuple[VolumeFrom, ...], _VOLUME] = ()
+    secrets: Annotated[tuple[Secret, ...], _SECRET] = ()
     interactive: Annotated[bool, NotYet()] = False
     pseudo_terminal: Annotated[bool, NotYet()] = False
-    log_configuration: Annotated[dict[str, Any] | None, NotYet()] = None
-    system_controls: Annotated[tuple[dict[str, Any], ...], NotYet()] = ()
-    firelens_configuration: Annotated[dict[str, Any] | None, NotYet()] = None
+    log_configuration: Annotated[LogConfiguration | None, _LOGGING] = None
+    system_controls: Annotated[tuple[SystemControl, ...], NotYet()] = ()
+    firelens_configuration: Annotated[FirelensConfiguration | None, _LOGGING] = None
 
     links: Annotated[
         tuple[str, ...], Refused("Links are not supported when networkMode=awsvpc.")
@@ -272,7 +409,7 @@ class TaskDefinition(_Shape, frozen=True, kw_only=True):
     tags: Annotated[tuple[Tag, ...], Recorded("shown by describe")] = ()
 
     pid_mode: Annotated[str | None, NotYet()] = None
-    volumes: Annotated[tuple[dict[str, Any], ...], NotYet()] = ()
+    volumes: Annotated[tuple[Volume, ...], _VOLUME] = ()
     proxy_configuration: Annotated[dict[str, Any] | None, NotYet()] = None
     enable_fault_injection: Annotated[bool, NotYet()] = False
 

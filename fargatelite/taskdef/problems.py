@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from json.decoder import scanstring  # type: ignore[attr-defined]
+from typing import TYPE_CHECKING
 
 import msgspec
 
-__all__ = ["Problem", "locate", "with_positions"]
+if TYPE_CHECKING:
+    from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
+
+__all__ = ["Problem", "Problems", "each_container", "locate", "problem", "with_positions"]
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +29,22 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         place = f" (line {self.line})" if self.line is not None else ""
         return f"{self.path or 'document'}{place}: {self.message}"
+
+
+Problems = Iterator[Problem]
+
+
+def problem(path: str, message: str, found: object = None, allowed: str | None = None) -> Problem:
+    """A problem before its place in a text is known."""
+    return Problem(
+        path=path, message=message, found=None if found is None else str(found), allowed=allowed
+    )
+
+
+def each_container(definition: TaskDefinition) -> Iterator[tuple[str, ContainerDefinition]]:
+    """The containers, each with its JSON path."""
+    for index, container in enumerate(definition.containers):
+        yield f"containerDefinitions[{index}]", container
 
 
 _SPACE = re.compile(r"[ \t\n\r]*")

@@ -3,56 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
-from fargatelite.taskdef.problems import Problem
+from fargatelite.taskdef.fields import TaskDefinition
+from fargatelite.taskdef.problems import Problem, Problems, each_container, problem
+from fargatelite.taskdef.rules_container import CONTAINER_RULES
+from fargatelite.taskdef.rules_resources import RESOURCE_RULES
 from fargatelite.taskdef.sizes import SIZES
 
 __all__ = ["check_network_mode", "check_platform", "check_rules"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,255}", re.ASCII)
-_PORT_NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}", re.ASCII)
 _ECR = re.compile(r"\d{12}\.dkr\.ecr(-fips)?\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/", re.ASCII)
-
-CAPABILITIES = frozenset(
-    """ALL AUDIT_CONTROL AUDIT_WRITE BLOCK_SUSPEND CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID
-    IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE MKNOD NET_ADMIN
-    NET_BIND_SERVICE NET_BROADCAST NET_RAW SETFCAP SETGID SETPCAP SETUID SYS_ADMIN SYS_BOOT
-    SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME
-    SYS_TTY_CONFIG SYSLOG WAKE_ALARM""".split()
-)
-ULIMITS = frozenset(
-    "core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending "
-    "stack".split()
-)
-CONDITIONS = ("START", "COMPLETE", "SUCCESS", "HEALTHY")
-NOFILE_MAX = 1048576  # contract 4.3
-
-Problems = Iterator[Problem]
-
-
-def _problem(path: str, message: str, found: object = None, allowed: str | None = None) -> Problem:
-    return Problem(
-        path=path,
-        message=message,
-        found=None if found is None else str(found),
-        allowed=allowed,
-    )
-
-
-def _each(definition: TaskDefinition) -> Iterator[tuple[str, ContainerDefinition]]:
-    for index, container in enumerate(definition.containers):
-        yield f"containerDefinitions[{index}]", container
-
-
-# ---- the task ----
 
 
 def check_family(task: TaskDefinition) -> Problems:
     """Contract 2.1."""
     if not _NAME.fullmatch(task.family):
-        yield _problem(
+        yield problem(
             "family",
             "Family contains invalid characters." if task.family else "Family cannot be empty.",
             repr(task.family),
@@ -63,23 +31,23 @@ def check_family(task: TaskDefinition) -> Problems:
 def check_containers(task: TaskDefinition) -> Problems:
     """1 to 10, one essential, unique names."""
     if not task.containers:
-        yield _problem("containerDefinitions", "Container list cannot be empty")
+        yield problem("containerDefinitions", "Container list cannot be empty")
         return
     if len(task.containers) > 10:
-        yield _problem(
+        yield problem(
             "containerDefinitions",
             "Task definition has too many containers.",
             len(task.containers),
             "at most 10",
         )
     if not any(container.essential for container in task.containers):
-        yield _problem(
+        yield problem(
             "containerDefinitions", "Task definition doesn't have any essential container"
         )
     seen: set[str] = set()
-    for path, container in _each(task):
+    for path, container in each_container(task):
         if container.name and container.name in seen:
-            yield _problem(
+            yield problem(
                 f"{path}.name",
                 "Container names must be unique within a task definition",
                 container.name,
@@ -90,7 +58,7 @@ def check_containers(task: TaskDefinition) -> Problems:
 def check_network_mode(task: TaskDefinition) -> Problems:
     """Only awsvpc, and not by default."""
     if task.network_mode != "awsvpc":
-        yield _problem(
+        yield problem(
             "networkMode",
             "Fargate only supports network mode ‘awsvpc’.",
             task.network_mode or "absent",
@@ -103,12 +71,12 @@ def check_compatibilities(task: TaskDefinition) -> Problems:
     known = ("EC2", "FARGATE", "EXTERNAL", "MANAGED_INSTANCES")
     for index, name in enumerate(task.requires_compatibilities):
         if name not in known:
-            yield _problem(
+            yield problem(
                 f"requiresCompatibilities[{index}]", f"Invalid compatibility: {name}", name,
                 ", ".join(known),
             )  # fmt: skip
     if task.requires_compatibilities and "FARGATE" not in task.requires_compatibilities:
-        yield _problem(
+        yield problem(
             "requiresCompatibilities",
             "Task definition does not support launch_type FARGATE.",
             ", ".join(task.requires_compatibilities),
@@ -122,14 +90,14 @@ def check_platform(task: TaskDefinition) -> Problems:
     if platform is None:
         return
     if platform.operating_system_family != "LINUX":
-        yield _problem(
+        yield problem(
             "runtimePlatform.operatingSystemFamily",
             "operatingSystemFamily is not supported on this host.",
             platform.operating_system_family,
             "LINUX",
         )
     if platform.cpu_architecture not in ("X86_64", "ARM64"):
-        yield _problem(
+        yield problem(
             "runtimePlatform.cpuArchitecture", "Invalid cpuArchitecture.",
             platform.cpu_architecture, "X86_64, ARM64",
         )  # fmt: skip
@@ -137,23 +105,23 @@ def check_platform(task: TaskDefinition) -> Problems:
 
 def check_size(task: TaskDefinition) -> Problems:
     """The 77 pairs, and what containers ask of them (contract 1)."""
-    for path, container in _each(task):
+    for path, container in each_container(task):
         has_memory = container.memory_mib is not None
         if not (has_memory or container.memory_reservation_mib is not None or task.memory_mib):
-            yield _problem(
+            yield problem(
                 path,
                 f"Invalid setting for container '{container.name}'. At least one of 'memory' "
                 "or 'memoryReservation' must be specified.",
             )
     if not task.cpu_units:
-        yield _problem("cpu", "Fargate requires that 'cpu' be defined at the task level.")
+        yield problem("cpu", "Fargate requires that 'cpu' be defined at the task level.")
     if not task.memory_mib:
-        yield _problem("memory", "Fargate requires that 'memory' be defined at the task level.")
+        yield problem("memory", "Fargate requires that 'memory' be defined at the task level.")
     if not task.cpu_units or not task.memory_mib:
         return
     if task.memory_mib not in SIZES.get(task.cpu_units, ()):
         allowed = SIZES.get(task.cpu_units)
-        yield _problem(
+        yield problem(
             "memory" if allowed else "cpu",
             f"No Fargate configuration exists for given values: {task.cpu_units} CPU, "
             f"{task.memory_mib} memory. See the Amazon ECS documentation for the valid values.",
@@ -163,16 +131,16 @@ def check_size(task: TaskDefinition) -> Problems:
             else f"cpu: {', '.join(map(str, SIZES))}",
         )
     if sum(container.cpu_units for container in task.containers) > task.cpu_units:
-        yield _problem(
+        yield problem(
             "containerDefinitions",
             "The sum of all container 'cpu' values cannot be greater than the value of the task "
             "'cpu'.",
             sum(container.cpu_units for container in task.containers),
             f"at most {task.cpu_units}",
         )
-    for path, container in _each(task):
+    for path, container in each_container(task):
         if container.memory_mib is not None and container.memory_mib > task.memory_mib:
-            yield _problem(
+            yield problem(
                 f"{path}.memory",
                 f"The 'memory' setting for container '{container.name}' is greater than for the "
                 "task",
@@ -188,18 +156,18 @@ def check_ephemeral_storage(task: TaskDefinition) -> Problems:
     size = task.ephemeral_storage.size_gib
     path = "ephemeralStorage.sizeInGiB"
     if size < 21:
-        yield _problem(path, "EphemeralStorage size should be at least 21", size, "21 to 200")
+        yield problem(path, "EphemeralStorage size should be at least 21", size, "21 to 200")
     elif size > 200:
-        yield _problem(path, "EphemeralStorage size should be at most 200", size, "21 to 200")
+        yield problem(path, "EphemeralStorage size should be at most 200", size, "21 to 200")
 
 
 def check_execution_role(task: TaskDefinition) -> Problems:
     """Contract 2.9: required for images in ECR."""
     if task.execution_role_arn:
         return
-    for path, container in _each(task):
+    for path, container in each_container(task):
         if _ECR.match(container.image):
-            yield _problem(
+            yield problem(
                 f"{path}.image",
                 "Fargate requires task definition to have execution role ARN to support ECR "
                 "images.",
@@ -210,331 +178,29 @@ def check_execution_role(task: TaskDefinition) -> Problems:
 def check_tags(task: TaskDefinition) -> Problems:
     """Contract 2.1: at most 50, key 1 to 128 and value up to 256 characters."""
     if len(task.tags) > 50:
-        yield _problem("tags", "Too many tags.", len(task.tags), "at most 50")
+        yield problem("tags", "Too many tags.", len(task.tags), "at most 50")
     for index, tag in enumerate(task.tags):
         if not 1 <= len(tag.key) <= 128:
-            yield _problem(f"tags[{index}].key", "Invalid tag key.", repr(tag.key), "1 to 128")
+            yield problem(f"tags[{index}].key", "Invalid tag key.", repr(tag.key), "1 to 128")
         if len(tag.value) > 256:
-            yield _problem(f"tags[{index}].value", "Invalid tag value.", None, "at most 256")
-
-
-# ---- containers ----
-
-
-def check_names(task: TaskDefinition) -> Problems:
-    """Name and image of each container."""
-    for path, container in _each(task):
-        if not container.name:
-            yield _problem(f"{path}.name", "Container.name should not be null or empty.")
-        elif not _NAME.fullmatch(container.name):
-            yield _problem(
-                f"{path}.name", "Container.name contains invalid characters.",
-                repr(container.name), "1 to 255 letters, digits, - and _",
-            )  # fmt: skip
-        if not container.image:
-            yield _problem(f"{path}.image", "Container.image should not be null or empty.")
-        elif len(container.image.partition("@")[0]) > 255:
-            yield _problem(
-                f"{path}.image", "Container.image repository should be 255 characters or less.",
-                None, "at most 255 characters",
-            )  # fmt: skip
-
-
-def check_container_memory(task: TaskDefinition) -> Problems:
-    """Limits of one container (contract 1, 2.2)."""
-    for path, container in _each(task):
-        hard, soft = container.memory_mib, container.memory_reservation_mib
-        if hard is not None and hard < 6:
-            yield _problem(
-                f"{path}.memory", f"Invalid 'memory' setting for container '{container.name}'.",
-                hard, "at least 6 MiB",
-            )  # fmt: skip
-        if soft is not None and soft < 6:
-            yield _problem(
-                f"{path}.memoryReservation",
-                f"Invalid 'memoryReservation' setting for container '{container.name}'.",
-                soft, "at least 6 MiB",
-            )  # fmt: skip
-        if hard is not None and soft is not None and hard < soft:
-            yield _problem(
-                f"{path}.memoryReservation",
-                f"Invalid setting for container '{container.name}'. 'memory' must be greater than "
-                "or equal to 'memoryReservation'.",
-                soft, f"at most {hard}",
-            )  # fmt: skip
-        if container.cpu_units < 0:
-            yield _problem(
-                f"{path}.cpu", f"Invalid 'cpu' setting for container '{container.name}'.",
-                container.cpu_units, "at least 0",
-            )  # fmt: skip
-
-
-def _port_range(text: str) -> tuple[int, int] | None:
-    first, dash, last = text.partition("-")
-    if not dash or not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
-        return None
-    if len(first) > 5 or len(last) > 5 or not 1 <= int(first) < int(last) <= 65535:
-        return None
-    return int(first), int(last)
-
-
-def check_ports(task: TaskDefinition) -> Problems:
-    """Contract 2.3."""
-    names: set[str] = set()
-    used: dict[tuple[str, int], str] = {}
-    for path, container in _each(task):
-        for index, port in enumerate(container.port_mappings):
-            where = f"{path}.portMappings[{index}]"
-            if port.container_port_range is not None:
-                if port.container_port is not None:
-                    yield _problem(where, "You cannot specify both single port and port range")
-                elif _port_range(port.container_port_range) is None:
-                    yield _problem(
-                        f"{where}.containerPortRange",
-                        f"Invalid 'containerPortRange' setting for container '{container.name}'.",
-                        port.container_port_range, "a-b with 1 <= a < b <= 65535",
-                    )  # fmt: skip
-            elif port.container_port is None or not 1 <= port.container_port <= 65535:
-                yield _problem(
-                    f"{where}.containerPort",
-                    f"Invalid 'containerPort' setting for container '{container.name}'.",
-                    port.container_port, "1 to 65535",
-                )  # fmt: skip
-            elif port.host_port not in (None, 0, port.container_port):
-                yield _problem(
-                    f"{where}.hostPort",
-                    "When networkMode=awsvpc, the host ports and container ports in port mappings "
-                    "must match.",
-                    port.host_port, f"{port.container_port} or absent",
-                )  # fmt: skip
-            if port.container_port is not None:
-                protocol = "udp" if port.protocol == "udp" else "tcp"
-                key = (protocol, port.container_port)
-                if used.setdefault(key, path) != path:
-                    yield _problem(
-                        f"{where}.containerPort",
-                        f"{protocol.upper()} container port '{port.container_port}' is used "
-                        "multiple times in task when networkMode=awsvpc.",
-                    )
-            if port.name is not None:
-                if not _PORT_NAME.fullmatch(port.name):
-                    yield _problem(
-                        f"{where}.name", "Invalid port mapping name.", repr(port.name),
-                        "1 to 64 of a-z, 0-9, _ and -, not - first",
-                    )  # fmt: skip
-                elif port.name in names:
-                    yield _problem(
-                        f"{where}.name",
-                        "When networkMode=awsvpc, port mapping name is already used", port.name,
-                    )  # fmt: skip
-                names.add(port.name)
-            if port.app_protocol not in (None, "http", "http2", "grpc"):
-                yield _problem(
-                    f"{where}.appProtocol", "Invalid appProtocol.", port.app_protocol,
-                    "http, http2, grpc",
-                )  # fmt: skip
-
-
-def check_environment(task: TaskDefinition) -> Problems:
-    """A variable needs a name that execve(2) can carry."""
-    for path, container in _each(task):
-        for index, item in enumerate(container.environment):
-            if not item.name or "=" in item.name:
-                yield _problem(
-                    f"{path}.environment[{index}].name", "Environment variable name is invalid.",
-                    repr(item.name), "not empty, without =",
-                )  # fmt: skip
-
-
-def check_timeouts(task: TaskDefinition) -> Problems:
-    """2 to 120 s on Fargate."""
-    for path, container in _each(task):
-        stop, start = container.stop_timeout_s, container.start_timeout_s
-        if stop > 120:
-            yield _problem(
-                f"{path}.stopTimeout",
-                "Tasks using the Fargate launch type must have a container stop timeout of less "
-                "than 120 seconds.",
-                stop, "2 to 120",
-            )  # fmt: skip
-        elif stop < 2:
-            yield _problem(
-                f"{path}.stopTimeout",
-                f"Granular stop timeout on container '{container.name}' must be at least 2 "
-                "seconds.",
-                stop, "2 to 120",
-            )  # fmt: skip
-        if start is not None and not 2 <= start <= 120:
-            yield _problem(
-                f"{path}.startTimeout",
-                f"Granular start timeout on container '{container.name}' must be between 2 and 120 "
-                "seconds.",
-                start, "2 to 120",
-            )  # fmt: skip
-
-
-def check_health_checks(task: TaskDefinition) -> Problems:
-    """Ranges of contract 3.7."""
-    for path, container in _each(task):
-        check = container.health_check
-        if check is None:
-            continue
-        if not [word for word in check.command if word not in ("CMD", "CMD-SHELL")]:
-            yield _problem(
-                f"{path}.healthCheck.command",
-                f"Health check command must not be empty for container '{container.name}'",
-                None, 'like ["CMD-SHELL", "curl -f http://localhost/ || exit 1"]',
-            )  # fmt: skip
-        for member, value, low, high in (
-            ("interval", check.interval_s, 5, 300),
-            ("timeout", check.timeout_s, 2, 60),
-            ("retries", check.retries, 1, 10),
-            ("startPeriod", check.start_period_s, 0, 300),
-        ):
-            where = f"{path}.healthCheck.{member}"
-            if value > high:
-                yield _problem(
-                    where,
-                    f"Health check {member} must be less than or equal to the maximum allowed "
-                    f"value {high} for container '{container.name}'",
-                    value, f"{low} to {high}",
-                )  # fmt: skip
-            elif value < low:
-                yield _problem(
-                    where,
-                    f"Health check {member} must be greater than or equal to the minimum allowed "
-                    f"value {low} for container '{container.name}'",
-                    value, f"{low} to {high}",
-                )  # fmt: skip
-
-
-def check_ulimits(task: TaskDefinition) -> Problems:
-    """Contract 2.2, 4.3."""
-    for path, container in _each(task):
-        for index, limit in enumerate(container.ulimits):
-            where = f"{path}.ulimits[{index}]"
-            if limit.name not in ULIMITS:
-                yield _problem(
-                    f"{where}.name", "Invalid ulimit name.", limit.name, ", ".join(sorted(ULIMITS))
-                )
-            soft, hard = limit.soft_limit, limit.hard_limit
-            if hard != -1 and (soft == -1 or soft > hard):
-                yield _problem(
-                    f"{where}.softLimit", "Ulimit soft limit must not exceed the hard limit.",
-                    soft, f"at most {hard}",
-                )  # fmt: skip
-            if soft < -1 or hard < -1:
-                yield _problem(where, "Ulimit must not be negative.", min(soft, hard), "-1 or more")
-            if limit.name == "nofile" and not 0 <= hard <= NOFILE_MAX:
-                yield _problem(
-                    f"{where}.hardLimit", "Invalid nofile limit.", hard, f"at most {NOFILE_MAX}"
-                )
-
-
-def check_capabilities(task: TaskDefinition) -> Problems:
-    """Only SYS_PTRACE may be added (contract 2.7)."""
-    for path, container in _each(task):
-        linux = container.linux_parameters
-        if linux is None or linux.capabilities is None:
-            continue
-        where = f"{path}.linuxParameters.capabilities"
-        for index, name in enumerate(linux.capabilities.add):
-            if name != "SYS_PTRACE":
-                yield _problem(
-                    f"{where}.add[{index}]",
-                    f"{name} is not allowed on Fargate.",
-                    name,
-                    "SYS_PTRACE",
-                )
-        for index, name in enumerate(linux.capabilities.drop):
-            if name not in CAPABILITIES:
-                yield _problem(f"{where}.drop[{index}]", "Invalid capability.", name)
-
-
-def check_dependencies(task: TaskDefinition) -> Problems:
-    """Contract 2.9, 3.5: known targets, possible conditions, no cycle."""
-    containers = {container.name: container for container in task.containers}
-    for path, container in _each(task):
-        for index, item in enumerate(container.depends_on):
-            where = f"{path}.dependsOn[{index}]"
-            if item.condition not in CONDITIONS:
-                yield _problem(
-                    f"{where}.condition", "Invalid dependsOn condition.", item.condition,
-                    ", ".join(CONDITIONS),
-                )  # fmt: skip
-            target = containers.get(item.container_name)
-            if target is None:
-                yield _problem(
-                    f"{where}.containerName",
-                    f"Cannot depend on container + '{item.container_name}' because it does not "
-                    "exist",
-                    item.container_name, ", ".join(sorted(containers)),
-                )  # fmt: skip
-            elif item.condition in ("SUCCESS", "COMPLETE") and target.essential:
-                yield _problem(
-                    f"{where}.condition",
-                    "A dependency container with SUCCESS or COMPLETE condition cannot be an "
-                    "essential container",
-                    item.container_name,
-                )
-            elif item.condition == "HEALTHY" and target.health_check is None:
-                yield _problem(
-                    f"{where}.condition",
-                    "A dependency container with HEALTHY condition must have health check "
-                    "configured",
-                    item.container_name,
-                )
-    cycle = _find_cycle(containers)
-    if cycle:
-        index = next(i for i, c in enumerate(task.containers) if c.name == cycle[0])
-        yield _problem(
-            f"containerDefinitions[{index}].dependsOn",
-            "Container dependencies must not form a cycle.",
-            " -> ".join(cycle),
-        )
-
-
-def _find_cycle(containers: dict[str, ContainerDefinition]) -> list[str]:
-    done: set[str] = set()
-    for start in containers:
-        trail: list[str] = []
-        stack = [(start, 0)]
-        while stack:
-            name, depth = stack.pop()
-            del trail[depth:]
-            if name in trail:
-                return [*trail[trail.index(name) :], name]
-            if name in done or name not in containers:
-                continue
-            trail.append(name)
-            stack += [(item.container_name, len(trail)) for item in containers[name].depends_on]
-        done.update(trail)
-        done.add(start)
-    return []
+            yield problem(f"tags[{index}].value", "Invalid tag value.", None, "at most 256")
 
 
 RULES: tuple[Callable[[TaskDefinition], Problems], ...] = (
     check_family,
     check_containers,
-    check_names,
     check_network_mode,
     check_compatibilities,
     check_platform,
     check_size,
-    check_container_memory,
     check_ephemeral_storage,
     check_execution_role,
     check_tags,
-    check_ports,
-    check_environment,
-    check_timeouts,
-    check_health_checks,
-    check_ulimits,
-    check_capabilities,
-    check_dependencies,
+    *CONTAINER_RULES,
+    *RESOURCE_RULES,
 )
 
 
 def check_rules(task: TaskDefinition) -> list[Problem]:
     """All rules that the definition breaks."""
-    return [problem for rule in RULES for problem in rule(task)]
+    return [found for rule in RULES for found in rule(task)]

@@ -1,0 +1,443 @@
+"""Fargate's rules about volumes, mounts, secrets, logging, sysctls and restarts (contract 2.4-2.9,
+3.8, 4.6), a function each."""
+
+from __future__ import annotations
+
+import re
+
+from fargatelite.taskdef.fields import ContainerDefinition, EfsVolume, TaskDefinition, Volume
+from fargatelite.taskdef.problems import Problems, each_container, problem
+
+__all__ = ["RESOURCE_RULES", "TMPFS_OPTIONS"]
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,255}", re.ASCII)
+_FILE_SYSTEM = re.compile(r"fs-[0-9a-f]{8,40}", re.ASCII)
+_S3_OBJECT = re.compile(r"arn:aws[a-z-]*:s3:::[^/]+/.+")
+_SECRET_ARN = re.compile(
+    r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[^:]+(:[^:]*:[^:]*:[^:]*)?", re.ASCII
+)
+_PARAMETER_ARN = re.compile(r"arn:aws[a-z-]*:ssm:[a-z0-9-]+:\d{12}:parameter/.+", re.ASCII)
+_PARAMETER_NAME = re.compile(r"[A-Za-z0-9_./-]{1,2048}", re.ASCII)
+_SYSCTL = re.compile(r"[a-z0-9_]+([./][A-Za-z0-9_:@*-]+)+", re.ASCII)
+
+LOG_DRIVERS = ("awslogs", "splunk", "awsfirelens")
+IPC_SYSCTLS = frozenset(
+    "kernel.msgmax kernel.msgmnb kernel.msgmni kernel.sem kernel.shmall kernel.shmmax "
+    "kernel.shmmni kernel.shm_rmid_forced".split()
+)
+TMPFS_OPTIONS = frozenset(
+    """defaults ro rw suid nosuid dev nodev exec noexec sync async dirsync remount mand nomand atime
+    noatime diratime nodiratime bind rbind unbindable runbindable private rprivate shared rshared
+    slave rslave relatime norelatime strictatime nostrictatime mode uid gid nr_inodes nr_blocks
+    mpol""".split()
+)
+# Where the runtime's own mounts are; what a user mounts there would hide them (CVE-2019-16884).
+_RESERVED = ("/proc", "/sys")
+
+
+# ---- volumes ----
+
+
+def _check_efs(path: str, efs: EfsVolume) -> Problems:
+    if not _FILE_SYSTEM.fullmatch(efs.file_system_id):
+        yield problem(
+            f"{path}.fileSystemId", "Invalid fileSystemId.", efs.file_system_id, "like fs-12345678"
+        )
+    is_encrypted = efs.transit_encryption == "ENABLED"
+    if efs.transit_encryption not in ("ENABLED", "DISABLED"):
+        yield problem(
+            f"{path}.transitEncryption", "Invalid transitEncryption.", efs.transit_encryption,
+            "ENABLED, DISABLED",
+        )  # fmt: skip
+    if efs.transit_encryption_port is not None and not is_encrypted:
+        yield problem(
+            f"{path}.transitEncryptionPort",
+            "EFS transit encryption port requires TransitEncryption to be enabled.",
+            efs.transit_encryption_port,
+        )
+    authorization = efs.authorization_config
+    if authorization is None:
+        return
+    if authorization.iam not in ("ENABLED", "DISABLED"):
+        yield problem(
+            f"{path}.authorizationConfig.iam", "Invalid iam.", authorization.iam,
+            "ENABLED, DISABLED",
+        )  # fmt: skip
+    if authorization.iam == "ENABLED" and not is_encrypted:
+        yield problem(
+            f"{path}.authorizationConfig.iam",
+            "EFS IAM authorization requires TransitEncryption to be enabled.",
+        )
+    if authorization.access_point_id is not None:
+        if efs.root_directory not in ("/", ""):
+            yield problem(
+                f"{path}.rootDirectory",
+                "When using an EFS access point, the root directory must either be set to "
+                '"/" or be omitted.',
+                efs.root_directory,
+                "/",
+            )
+        if not is_encrypted:
+            yield problem(
+                f"{path}.authorizationConfig.accessPointId",
+                "EFS access points require TransitEncryption to be enabled.",
+                authorization.access_point_id,
+            )
+
+
+def _kinds(volume: Volume) -> list[str]:
+    return [
+        name
+        for name, value in (
+            ("host", volume.host is not None and volume.host.source_path),
+            ("efsVolumeConfiguration", volume.efs),
+            ("dockerVolumeConfiguration", volume.docker_volume_configuration),
+            ("s3filesVolumeConfiguration", volume.s3files_volume_configuration),
+            (
+                "fsxWindowsFileServerVolumeConfiguration",
+                volume.fsx_windows_file_server_volume_configuration,
+            ),
+            ("configuredAtLaunch", volume.configured_at_launch),
+        )
+        if value
+    ]
+
+
+def check_volumes(task: TaskDefinition) -> Problems:
+    """Contract 2.6: named, unique, of at most one kind."""
+    seen: set[str] = set()
+    for index, volume in enumerate(task.volumes):
+        path = f"volumes[{index}]"
+        name = volume.name or ""
+        if not _NAME.fullmatch(name):
+            yield problem(
+                f"{path}.name", "Invalid volume name.", repr(name),
+                "1 to 255 letters, digits, - and _",
+            )  # fmt: skip
+        elif name in seen:
+            yield problem(
+                f"{path}.name", "Volume names must be unique within a task definition.", name
+            )
+        seen.add(name)
+        kinds = _kinds(volume)
+        if len(kinds) > 1:
+            yield problem(
+                path, "When the volume parameter is specified, only one volume configuration type "
+                "should be used.", ", ".join(kinds),
+            )  # fmt: skip
+        if volume.efs is not None:
+            yield from _check_efs(f"{path}.efsVolumeConfiguration", volume.efs)
+
+
+def _check_container_path(where: str, path: str | None, seen: set[str]) -> Problems:
+    if not path:
+        yield problem(where, "containerPath should not be null or empty.")
+        return
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    clean = "/" + "/".join(parts)
+    if not path.startswith("/") or ".." in parts or clean == "/":
+        yield problem(where, "Invalid containerPath.", path, "an absolute path below /, without ..")
+    elif clean in seen:
+        yield problem(where, f"Duplicate mount point '{clean}'.", path)
+    elif clean.startswith(tuple(f"{name}/" for name in _RESERVED)) or clean in _RESERVED:
+        yield problem(where, "Invalid containerPath.", path, "not in /proc or /sys")
+    seen.add(clean)
+
+
+def check_mounts(task: TaskDefinition) -> Problems:
+    """Mount points, volumes of others, tmpfs: known sources, possible targets."""
+    volumes = {volume.name for volume in task.volumes}
+    names = {container.name for container in task.containers}
+    for path, container in each_container(task):
+        seen: set[str] = set()
+        for index, mount in enumerate(container.mount_points):
+            where = f"{path}.mountPoints[{index}]"
+            if mount.source_volume not in volumes:
+                yield problem(
+                    f"{where}.sourceVolume", f"Unknown volume '{mount.source_volume}'.",
+                    mount.source_volume, ", ".join(sorted(filter(None, volumes))) or "none",
+                )  # fmt: skip
+            yield from _check_container_path(f"{where}.containerPath", mount.container_path, seen)
+        linux = container.linux_parameters
+        for index, tmpfs in enumerate(linux.tmpfs if linux is not None else ()):
+            where = f"{path}.linuxParameters.tmpfs[{index}]"
+            yield from _check_container_path(f"{where}.containerPath", tmpfs.container_path, seen)
+            if tmpfs.size_mib < 1:
+                yield problem(f"{where}.size", "Invalid tmpfs size.", tmpfs.size_mib, "1 MiB up")
+            for number, option in enumerate(tmpfs.mount_options):
+                if option.partition("=")[0] not in TMPFS_OPTIONS:
+                    yield problem(
+                        f"{where}.mountOptions[{number}]", "Invalid tmpfs mount option.", option,
+                        " ".join(sorted(TMPFS_OPTIONS)),
+                    )  # fmt: skip
+        for index, other in enumerate(container.volumes_from):
+            where = f"{path}.volumesFrom[{index}].sourceContainer"
+            if other.source_container not in names:
+                yield problem(
+                    where, f"Unknown source container '{other.source_container}'.",
+                    other.source_container, ", ".join(sorted(names)),
+                )  # fmt: skip
+            elif other.source_container == container.name:
+                yield problem(where, "A container cannot take volumes from itself.")
+    yield from _check_volumes_from_cycle(task)
+
+
+def _check_volumes_from_cycle(task: TaskDefinition) -> Problems:
+    sources = {
+        container.name: {item.source_container for item in container.volumes_from}
+        - {container.name}
+        for container in task.containers
+    }
+    # What is left after taking away, again and again, whoever needs nobody who is left.
+    while free := [name for name, needed in sources.items() if not needed & set(sources)]:
+        for name in free:
+            del sources[name]
+    if sources:
+        index = next(i for i, c in enumerate(task.containers) if c.name in sources)
+        yield problem(
+            f"containerDefinitions[{index}].volumesFrom",
+            "Container volumesFrom must not form a cycle.",
+            ", ".join(sorted(sources)),
+        )
+
+
+# ---- environment ----
+
+
+def _is_value_from(text: str) -> bool:
+    return bool(
+        _SECRET_ARN.fullmatch(text)
+        or _PARAMETER_ARN.fullmatch(text)
+        or (not text.startswith("arn:") and _PARAMETER_NAME.fullmatch(text))
+    )
+
+
+def check_secrets(task: TaskDefinition) -> Problems:
+    """Contract 2.5; the role is asked for because the service reads them with it."""
+    for path, container in each_container(task):
+        log = container.log_configuration
+        named = [(f"{path}.secrets", container.secrets)]
+        if log is not None:
+            named.append((f"{path}.logConfiguration.secretOptions", log.secret_options))
+        taken = {item.name for item in container.environment}
+        for where, secrets in named:
+            for index, secret in enumerate(secrets):
+                if not secret.name or "=" in secret.name:
+                    yield problem(
+                        f"{where}[{index}].name", "Secret name is invalid.", repr(secret.name),
+                        "not empty, without =",
+                    )  # fmt: skip
+                elif where.endswith(".secrets"):
+                    if secret.name in taken:
+                        yield problem(
+                            f"{where}[{index}].name",
+                            "The secret name must be unique and not shared with any new or "
+                            "existing environment variables set on the container, such as "
+                            f"'{secret.name}'.",
+                        )
+                    taken.add(secret.name)
+                if not _is_value_from(secret.value_from):
+                    yield problem(
+                        f"{where}[{index}].valueFrom", "Invalid arn syntax.", secret.value_from,
+                        "the ARN of a Secrets Manager secret or SSM parameter, or a parameter name",
+                    )  # fmt: skip
+            if secrets and not task.execution_role_arn:
+                yield problem(
+                    where,
+                    "When you are specifying container secrets, you must also specify a value for "
+                    "'executionRoleArn'",
+                )
+        if container.repository_credentials is not None and not task.execution_role_arn:
+            yield problem(
+                f"{path}.repositoryCredentials",
+                "When you are specifying repository credentials, you must also specify a value for "
+                "'executionRoleArn'",
+            )
+
+
+def check_environment_files(task: TaskDefinition) -> Problems:
+    """Contract 2.4, 2.9."""
+    for path, container in each_container(task):
+        where = f"{path}.environmentFiles"
+        if len(container.environment_files) > 10:
+            yield problem(
+                where,
+                "The maximum number of environment files was exceeded. Specify ten or less and "
+                "try again.",
+                len(container.environment_files),
+                "at most 10",
+            )
+        for index, file in enumerate(container.environment_files):
+            if file.type != "s3":
+                yield problem(f"{where}[{index}].type", "Invalid type.", file.type, "s3")
+            if not _S3_OBJECT.fullmatch(file.value):
+                yield problem(
+                    f"{where}[{index}].value", "Invalid arn syntax.", file.value,
+                    "arn:aws:s3:::BUCKET/KEY.env",
+                )  # fmt: skip
+            elif not file.value.endswith(".env"):
+                yield problem(
+                    f"{where}[{index}].value",
+                    "The environment file must have the extension .env.", file.value,
+                )  # fmt: skip
+        if container.environment_files and not task.execution_role_arn:
+            yield problem(
+                where,
+                "When you are specifying environment files, you must also specify a value for "
+                "'executionRoleArn'",
+            )
+
+
+# ---- logging ----
+
+
+def check_logging(task: TaskDefinition) -> Problems:
+    """Contract 2.8, 2.9."""
+    routers = [item.name for item in task.containers if item.firelens_configuration is not None]
+    for path, container in each_container(task):
+        log = container.log_configuration
+        if log is not None:
+            yield from _check_log(task, f"{path}.logConfiguration", container, routers)
+        firelens = container.firelens_configuration
+        if firelens is None:
+            continue
+        where = f"{path}.firelensConfiguration"
+        if firelens.type not in ("fluentd", "fluentbit"):
+            yield problem(
+                f"{where}.type", "Invalid firelens type.", firelens.type, "fluentd, fluentbit"
+            )
+        if container.name != routers[0]:
+            yield problem(where, "Only one container can have a firelens configuration.")
+        kind = firelens.options.get("config-file-type")
+        if kind not in (None, "file"):
+            yield problem(
+                f"{where}.options.config-file-type",
+                "Fargate supports only the config-file-type 'file'.", kind, "file",
+            )  # fmt: skip
+
+
+_REQUIRED_OPTIONS = {
+    "awslogs": ("awslogs-group", "awslogs-region"),
+    "splunk": ("splunk-url",),
+    "awsfirelens": (),
+}
+
+
+def _check_log(
+    task: TaskDefinition, where: str, container: ContainerDefinition, routers: list[str]
+) -> Problems:
+    log = container.log_configuration
+    assert log is not None
+    driver, options = log.log_driver, log.options
+    if driver not in LOG_DRIVERS:
+        yield problem(
+            f"{where}.logDriver",
+            f"{driver} is not a valid log driver. Must be one of [awslogs,splunk,awsfirelens]",
+            driver, ", ".join(LOG_DRIVERS),
+        )  # fmt: skip
+        return
+    missing = [name for name in _REQUIRED_OPTIONS[driver] if not options.get(name)]
+    secret = {item.name for item in log.secret_options}
+    if driver == "splunk" and "splunk-token" not in secret and not options.get("splunk-token"):
+        missing.append("splunk-token")
+    if missing:
+        yield problem(
+            f"{where}.options", f"Log driver {driver} requires options: {', '.join(missing)}"
+        )
+    mode = options.get("mode")
+    if mode not in (None, "blocking", "non-blocking"):
+        yield problem(
+            f"{where}.options.mode", "Invalid log driver mode.", mode, "blocking, non-blocking"
+        )
+    if driver == "awslogs":
+        if not options.get("awslogs-stream-prefix"):
+            yield problem(
+                f"{where}.options",
+                "Fargate requires log configuration options to include awslogs-stream-prefix to "
+                "support log driver awslogs.",
+            )
+        if {"awslogs-datetime-format", "awslogs-multiline-pattern"} <= set(options):
+            yield problem(
+                f"{where}.options",
+                "You cannot configure log opt awslogs-datetime-format and "
+                "awslogs-multiline-pattern at the same time.",
+            )
+        if not task.execution_role_arn:
+            yield problem(
+                where,
+                "Fargate requires task definition to have execution role ARN to support log "
+                "driver awslogs.",
+            )
+    if driver == "awsfirelens" and not routers:
+        yield problem(
+            where,
+            "When awsfirelens log driver is specified in log configuration, a firelens "
+            "configuration object must be configured in one of the containers.",
+        )
+    if driver == "awsfirelens" and container.name in routers:
+        yield problem(where, "The firelens container cannot send its own logs to itself.")
+
+
+# ---- the rest ----
+
+
+def check_system_controls(task: TaskDefinition) -> Problems:
+    """Contract 4.6: what a namespace of the task owns."""
+    for path, container in each_container(task):
+        for index, control in enumerate(container.system_controls):
+            where = f"{path}.systemControls[{index}]"
+            name = control.namespace or ""
+            allowed = name in IPC_SYSCTLS or name.startswith(("net.", "fs.mqueue."))
+            if not allowed or not _SYSCTL.fullmatch(name):
+                yield problem(
+                    f"{where}.namespace",
+                    f"Invalid systemControls namespace '{name}' for container '{container.name}'.",
+                    name, "net.*, fs.mqueue.*, " + ", ".join(sorted(IPC_SYSCTLS)),
+                )  # fmt: skip
+            if not control.value:
+                yield problem(f"{where}.value", "systemControls value should not be empty.")
+
+
+def check_restart_policies(task: TaskDefinition) -> Problems:
+    """Contract 2.9, 3.8."""
+    for path, container in each_container(task):
+        policy = container.restart_policy
+        if policy is None:
+            continue
+        if not 60 <= policy.restart_attempt_period_s <= 1800:
+            yield problem(
+                f"{path}.restartPolicy.restartAttemptPeriod",
+                f"The 'restartAttemptPeriod' setting for container '{container.name}' must be "
+                "between 60 and 1800.",
+                policy.restart_attempt_period_s,
+                "60 to 1800",
+            )
+        if len(policy.ignored_exit_codes) > 50:
+            yield problem(
+                f"{path}.restartPolicy.ignoredExitCodes", "Too many ignored exit codes.",
+                len(policy.ignored_exit_codes), "at most 50",
+            )  # fmt: skip
+
+
+def check_pid_mode(task: TaskDefinition) -> Problems:
+    """Contract 2.9."""
+    if task.pid_mode not in (None, "task"):
+        yield problem(
+            "pidMode",
+            f"Tasks using the Fargate launch type do not support pidMode '{task.pid_mode}'. The "
+            "supported value for pidMode is 'task'.",
+            task.pid_mode,
+            "task",
+        )
+
+
+RESOURCE_RULES = (
+    check_volumes,
+    check_mounts,
+    check_secrets,
+    check_environment_files,
+    check_logging,
+    check_system_controls,
+    check_restart_policies,
+    check_pid_mode,
+)
