@@ -3,6 +3,7 @@
 `true` of busybox, from an image that is in the store. Ours by the API in this process, and by the
 command line as a process of its own; crun with a bundle of the same files (no network, no image, no
 log, no meter, no user namespace: it does less); podman with the same image, `--network none`.
+What all of them keep in /run lies in a tmpfs, as /run is one.
 The bare limit is unshare(1) with the same kinds of namespaces and the same program.
 Run as root.
 """
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from images import TAG, make_busybox, running_registry
-from peers import Peers, running_peers, timed_ms, write_bundle
+from peers import Peers, memory_directory, running_peers, timed_ms, write_bundle
 from report import BENCH, Table
 
 import fargatelite
@@ -75,7 +76,7 @@ def definition_of(reference: str) -> dict[str, object]:
 def peer_commands(peers: Peers, bundle: Path, reference: str) -> dict[str, list[str]]:
     """The commands of all peers by name."""
     write_bundle(bundle, peers.group, [COMMAND])
-    crun = ["crun", f"--root={peers.directory / 'crun'}", "--cgroup-manager=cgroupfs"]
+    crun = ["crun", f"--root={peers.run_directory / 'crun'}", "--cgroup-manager=cgroupfs"]
     podman = [
         *peers.podman(), "run", "--rm", "--network=none",
         # Its defaults raise limits, which needs CAP_SYS_RESOURCE.
@@ -96,7 +97,9 @@ def measure(table: Table, peers: Peers, base: Path, rounds: int) -> Launch:
     """Fills the table; returns the last launch, whose phases tell where time goes."""
     layout, bundle = make_busybox(base)
     shutil.rmtree(base / "ours", ignore_errors=True)
-    settings = Settings(data_root=str(base / "ours" / "data"), run_root=str(base / "ours" / "run"))
+    settings = Settings(
+        data_root=str(base / "ours" / "data"), run_root=str(peers.run_directory / "ours")
+    )
     with running_registry(base / "registry") as registry:
         reference = registry.push(layout, "busybox", TAG)
         definition = definition_of(reference)
@@ -170,7 +173,7 @@ def run(rounds: int = ROUNDS) -> Table:
     table = Table("launch", "ms")
     base = BENCH / "launch"
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with running_peers(base / "peers") as peers:
+    with memory_directory(base / "run") as run, running_peers(base / "peers", run) as peers:
         try:
             table.start("`true` from an image in the store")
             last = measure(table, peers, base, rounds)

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 CLONE_NEWNS = 0x20000
 MS_REC, MS_PRIVATE, MS_BIND = 0x4000, 0x40000, 0x1000
+MNT_DETACH = 2
 CGROUPS = Path("/sys/fs/cgroup")
 COVERED = ("/dev/shm", "/run/crun", "/run/lock", "/var/lib/containers", "/etc/cni/net.d")
 TIMEOUT_S = 300
@@ -66,6 +67,19 @@ def _enter_namespace(directory: Path) -> None:
             os.close(descriptor)
 
 
+@contextlib.contextmanager
+def memory_directory(path: Path) -> Iterator[Path]:
+    """A tmpfs at `path`, as /run is one, until the block ends."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _mount("tmpfs", path, "tmpfs", 0, "mode=700")
+    try:
+        yield path
+    finally:
+        if _libc.umount2(os.fsencode(path), MNT_DETACH):
+            error = ctypes.get_errno()
+            raise OSError(error, f"umount: {os.strerror(error)}", str(path))
+
+
 def is_mixed() -> bool:
     """Whether this host has v1 controllers and a v2 hierarchy at once."""
     kinds = {line.split()[2] for line in Path("/proc/self/mounts").read_text().splitlines()}
@@ -75,8 +89,9 @@ def is_mixed() -> bool:
 class Peers:
     """Runs the peers' commands on one thread in the namespace made for them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, run: Path) -> None:
         self.directory = directory
+        self.run_directory = run
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.group = f"fargatelite/test-bench-peers-{os.getpid()}"
         self._thread = ThreadPoolExecutor(1, initializer=_enter_namespace, initargs=(directory,))
@@ -92,12 +107,16 @@ class Peers:
         """
         return self.call(lambda: timed_ms(command))
 
+    def _podman_places(self, root: str) -> dict[str, Path]:
+        return {
+            "root": self.directory / f"{root}-root",
+            "runroot": self.run_directory / f"{root}-runroot",
+            "tmpdir": self.run_directory / f"{root}-tmpdir",
+        }
+
     def podman(self, root: str = "podman") -> list[str]:
         """podman with all its state below the directory."""
-        places = {
-            option: str(self.directory / f"{root}-{option}")
-            for option in ("root", "runroot", "tmpdir")
-        }
+        places = self._podman_places(root)
         return [
             "podman", *(f"--{option}={path}" for option, path in places.items()),
             "--cgroup-manager=cgroupfs", "--events-backend=none", "--log-level=error",
@@ -108,10 +127,9 @@ class Peers:
 
         def remove() -> None:
             timed_ms([*self.podman(root), "system", "reset", "--force"])
-            for option in ("root", "runroot", "tmpdir"):
-                path = self.directory / f"{root}-{option}"
+            for path in self._podman_places(root).values():
                 # storage mounts its own directory onto itself
-                while _libc.umount2(os.fsencode(path / "overlay"), 2) == 0:
+                while _libc.umount2(os.fsencode(path / "overlay"), MNT_DETACH) == 0:
                     pass
                 subprocess.run(["rm", "-rf", "--one-file-system", path], check=True)
 
@@ -158,9 +176,9 @@ def timed_ms(command: Sequence[str | Path]) -> float:
 
 
 @contextlib.contextmanager
-def running_peers(directory: Path) -> Iterator[Peers]:
-    """Peers that leave nothing behind."""
-    peers = Peers(directory)
+def running_peers(directory: Path, run: Path) -> Iterator[Peers]:
+    """Peers that leave nothing behind; `run` is where they keep what others keep in /run."""
+    peers = Peers(directory, run)
     try:
         yield peers
     finally:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from images import TAG, describe_layer, make_large, running_registry
 from isal import isal_zlib
-from peers import Peers, running_peers
+from peers import Peers, memory_directory, running_peers
 from report import BENCH, Table
 
 from fargatelite.images.credentials import RegistryConfig
@@ -101,7 +101,7 @@ def run(rounds: int = ROUNDS) -> Table:
     base = BENCH / "pull"
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
     layout = make_large(base)
-    with running_peers(base / "peers") as peers:
+    with memory_directory(base / "run") as run, running_peers(base / "peers", run) as peers:
         emptied = base / "emptied"
         age_s = time.time() - emptied.stat().st_mtime if emptied.exists() else RECENTLY_S
         table.start(f"one gzip layer, {describe_layer(layout)}")

@@ -87,7 +87,7 @@ class Table:
 
 
 def describe_machine() -> dict[str, str]:
-    """Kernel, CPU, memory, commit: what figures mean nothing without."""
+    """Kernel, CPU, memory, load before the run, commit: what figures mean nothing without."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -107,6 +107,7 @@ def describe_machine() -> dict[str, str]:
         "kernel": f"Linux {platform.release()} {platform.machine()}",
         "cpu": f"{models[0] if models else platform.processor()} x {os.cpu_count()}",
         "memory": f"{memory_bytes / 2**30:.0f} GiB",
+        "load": f"{os.getloadavg()[0]:.1f}",
         "commit": git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else ""),
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
