@@ -15,12 +15,14 @@ __all__ = ["ACCEPT", "Descriptor", "Manifest", "parse_config", "parse_manifest"]
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024  # ECR's limit (contract 6.8), and the distribution spec's
 MAX_CONFIG_BYTES = 8 * 1024 * 1024  # history of a few hundred layers is some 100 KiB
 MAX_LAYERS = 512
+MAX_BLOB_BYTES = 1 << 40  # 1 TiB; what a layer may unpack to is bounded lower
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
-ACCEPT = ", ".join((OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST))
+_KINDS = (OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST)
+ACCEPT = ", ".join(_KINDS)
 
 
 class Platform(msgspec.Struct, frozen=True):
@@ -77,8 +79,8 @@ class _Config(msgspec.Struct, frozen=True):
 def _check(descriptor: Descriptor, what: str) -> None:
     if not is_digest(descriptor.digest):
         raise ImageInvalid(f"{what}: digest {descriptor.digest[:80]!r} is no sha256 digest")
-    if descriptor.size < 0:
-        raise ImageInvalid(f"{what}: size {descriptor.size} is negative")
+    if not 0 <= descriptor.size <= MAX_BLOB_BYTES:
+        raise ImageInvalid(f"{what}: size {descriptor.size} is outside 0..{MAX_BLOB_BYTES}")
 
 
 def choose_platform(descriptors: tuple[Descriptor, ...], platform: str) -> Descriptor:
@@ -112,19 +114,20 @@ def parse_manifest(data: bytes, content_type: str, platform: str) -> Manifest | 
             raise ImageInvalid("manifest has both layers and manifests; refused (CVE-2021-41190)")
         if raw.get("schemaVersion") != 2:
             raise ImageInvalid(f"manifest of schema version {raw.get('schemaVersion')!r}, not 2")
-        media_type = raw.get("mediaType") or content_type.partition(";")[0].strip()
+        served = content_type.partition(";")[0].strip()
         declared = raw.get("mediaType")
         kinds = (OCI_INDEX, DOCKER_LIST) if "manifests" in raw else (OCI_MANIFEST, DOCKER_MANIFEST)
         if declared is not None and declared not in kinds:
             raise ImageInvalid(f"manifest says that it is {str(declared)[:100]!r}, which it is not")
-        if media_type in (OCI_INDEX, DOCKER_LIST) and "manifests" not in raw:
-            raise ImageInvalid("an index without manifests")
+        # Other clients go by the header; generic types (application/json) say nothing.
+        if served in _KINDS and served not in kinds:
+            raise ImageInvalid(f"manifest is served as {served!r}, which it is not")
         if "manifests" in raw:
             chosen = choose_platform(msgspec.convert(raw, _Index).manifests, platform)
             _check(chosen, "index")
             return chosen
         manifest = msgspec.convert(raw, Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ImageInvalid(f"manifest: {error}") from error
     _check(manifest.config, "manifest: config")
     for layer in manifest.layers:
@@ -141,15 +144,19 @@ def parse_config(data: bytes) -> tuple[ImageConfig, tuple[DiffId, ...]]:
     """
     try:
         raw = msgspec.json.decode(data, type=_Config)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ImageInvalid(f"image configuration: {error}") from error
     for diff_id in raw.rootfs.diff_ids:
         if not is_digest(diff_id):
             raise ImageInvalid(f"image configuration: diff id {diff_id[:80]!r} is no digest")
     process = raw.config or _Process()
-    strings = [*(process.entrypoint or ()), *(process.cmd or ()), *(process.env or ())]
+    strings = [
+        *(process.entrypoint or ()), *(process.cmd or ()), *(process.env or ()),
+        *(process.volumes or ()), process.working_dir or "", process.user or "",
+        process.stop_signal or "",
+    ]  # fmt: skip
     if any("\0" in text for text in strings):
-        raise ImageInvalid("image configuration: NUL byte in a command or variable")
+        raise ImageInvalid("image configuration: NUL byte in a command, variable, path or name")
     return (
         ImageConfig(
             entrypoint=process.entrypoint or None,
