@@ -21,6 +21,7 @@ from fargatelite.runtime.logs import LogLine
 from fargatelite.settings import Settings
 
 STATS_PERIOD_S = 1.0
+WAITING_LINES = 4096
 
 
 def read_source(text: str) -> Any:
@@ -92,8 +93,11 @@ class _Interrupts:
             signal.signal(number, handler)
 
 
-def _pump_logs(task: Task, items: queue.SimpleQueue[Event | LogLine | None]) -> None:
+def _pump_logs(
+    task: Task, items: queue.SimpleQueue[Event | LogLine | None], room: threading.Semaphore
+) -> None:
     for line in task.logs(follow=True):
+        room.acquire()
         items.put(line)
     items.put(None)
 
@@ -172,7 +176,10 @@ def command(
         interrupts.stop_if_asked()
         # Logs are data: on stdout, unless JSON is.
         screen = stack.enter_context(Screen(task, sys.stderr if output == "json" else sys.stdout))
-        pump = threading.Thread(target=_pump_logs, args=(task, items), daemon=True)
+        # A container may write faster than the terminal takes; the rest waits in its log file.
+        # Events need no bound, and must have none: the task is not over until all are delivered.
+        room = threading.Semaphore(WAITING_LINES)
+        pump = threading.Thread(target=_pump_logs, args=(task, items, room), daemon=True)
         pump.start()
         while True:
             try:
@@ -182,6 +189,8 @@ def command(
                 continue
             if item is None:
                 break
+            if isinstance(item, LogLine):
+                room.release()
             screen.show(item)
         while not items.empty():
             rest = items.get()

@@ -57,14 +57,17 @@ def judge(dependency: Dependency, target: ContainerState) -> Verdict:
     is_stopped = target.step == ContainerStep.STOPPED
     if is_stopped and target.started_at_ns is None:
         return Verdict.IMPOSSIBLE
+    # Its first run counts: a restart does not undo it.
+    has_ended = is_stopped or target.first_exit_code is not None
+    exit_code = target.exit_code if target.first_exit_code is None else target.first_exit_code
     match dependency.condition:
         case Condition.START:
             is_met, is_lost = target.step >= ContainerStep.RUNNING, False
         case Condition.COMPLETE:
-            is_met, is_lost = is_stopped, False
+            is_met, is_lost = has_ended, False
         case Condition.SUCCESS:
-            is_met = is_stopped and target.exit_code == 0
-            is_lost = is_stopped and not is_met
+            is_met = has_ended and exit_code == 0
+            is_lost = has_ended and not is_met
         case Condition.HEALTHY:
             is_met = target.was_healthy
             is_lost = is_stopped and not is_met

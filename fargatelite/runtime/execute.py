@@ -36,6 +36,7 @@ from fargatelite.runtime.events import (
 )
 from fargatelite.runtime.supervise import Supervisor
 from fargatelite.runtime.trace import Timeline, read_op_trace
+from fargatelite.runtime.transitions import step, will_restart
 from fargatelite.sandbox.compile import ContainerSpec, compile_container, compile_health_check
 from fargatelite.sandbox.plan import Plan, describe_op, encode_plan
 from fargatelite.shim import (
@@ -239,7 +240,7 @@ class SupervisedTask:
         if self.is_finished:
             return
         before = self.state
-        self.state, actions = machine.step(before, event)
+        self.state, actions = step(before, event)
         self.run.write_state(record.encode_record(self.record()))
         self._publish_changes(before, self.state, event.at_ns)
         for action in actions:
@@ -292,6 +293,8 @@ class SupervisedTask:
                 self._submit(self._pull)
             case machine.StartContainer(name=name):
                 self._submit(lambda: self._start_container(name))
+            case machine.RestartContainer(name=name):
+                self._submit(lambda: self._restart_container(name))
             case machine.SignalContainer(name=name):
                 image = self._containers[name].image
                 self._signal(name, stop_signal_of(image.config.stop_signal if image else None))
@@ -452,6 +455,24 @@ class SupervisedTask:
                 )
             )
 
+    def _restart_container(self, name: str) -> None:
+        """The same group and writable layer; processes that outlived the first one go before."""
+        held = self._containers[name]
+        assert self._launched is not None
+        try:
+            self._driver.kill(names.cgroup_path(self.run.task_id, name))
+            launch.reset_overlay(self.settings, self.run, name)
+            self._launched.shim.start_process(held.number, encode_plan(held.plan))
+        except (FargateliteError, OSError, ValueError) as error:
+            self._post_event(
+                machine.ContainerStartFailed(
+                    at_ns=time.time_ns(),
+                    name=name,
+                    reason=_reason(error, "CannotStartContainerError"),
+                    exit_code=None,
+                )
+            )
+
     def _by_number(self, number: int) -> tuple[str, bool]:
         is_check = number >= HEALTH_CHECK_NUMBER
         wanted = number - HEALTH_CHECK_NUMBER if is_check else number
@@ -512,10 +533,11 @@ class SupervisedTask:
         )
 
     def _exited(self, name: str, exit_code: int, stopped_at_ns: int) -> None:
-        try:
-            self._sampler.remove_container(self.run.task_id, name)  # its last sample, at its end
-        except OSError as error:
-            logger.error("task %s: ledger: %s", self.run.task_id, error)
+        if not will_restart(self.state, name, exit_code, stopped_at_ns):
+            try:
+                self._sampler.remove_container(self.run.task_id, name)  # a last sample, at its end
+            except OSError as error:
+                logger.error("task %s: ledger: %s", self.run.task_id, error)
         oom = exit_code == 128 + signal.SIGKILL and self._was_oom_killed(name)
         self._feed(
             machine.ContainerExited(at_ns=stopped_at_ns, name=name, exit_code=exit_code, oom=oom)

@@ -45,6 +45,7 @@ __all__ = [
     "platform_of",
     "provision",
     "remove_task",
+    "reset_overlay",
     "task_limits",
 ]
 
@@ -283,6 +284,14 @@ def create_container(
         (directory / name).mkdir(mode=0o755 if name == "upper" else 0o700, parents=True)
     os.chown(directory / "upper", slot.uid_base, slot.uid_base)
     return cgroup
+
+
+def reset_overlay(settings: Settings, run: RunDirectory, container: str) -> None:
+    """Lets a container's writable layer be mounted again: a `volatile` overlay leaves a mark that
+    refuses that, since a crash of the host may have lost data; this host has not crashed."""
+    work = settings.layers / run.task_id / container / "work"
+    _thaw_tree(work)
+    work.mkdir(mode=0o700)
 
 
 def _thaw_tree(path: Path) -> None:

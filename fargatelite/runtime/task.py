@@ -1,8 +1,6 @@
-"""The life of a task as a pure function: `step(state, event) -> (state, actions)`.
+"""A task as data: its state, what can happen to it (events), what is to be done (actions).
 
-No clock, no kernel, no files: every event carries its time, every effect is an action that the
-executor (execute.py) carries out and answers with another event. So a life can be played back,
-tested without root, and taken over by another process from its recorded state.
+What follows from what is in transitions.py.
 
     PROVISIONING  slot, groups, shim, network        -> PENDING
     PENDING       images                             -> ACTIVATING
@@ -11,7 +9,7 @@ tested without root, and taken over by another process from its recorded state.
     STOPPING      stop signals in reverse order       -> DEPROVISIONING
     DEPROVISIONING everything is removed              -> STOPPED
 
-Any state may jump to the stop path. Rules: contract 3.1 to 3.7.
+Any state may jump to the stop path. Rules: contract 3.1 to 3.8.
 """
 
 from __future__ import annotations
@@ -20,15 +18,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
-from msgspec.structs import replace
 
 from fargatelite.runtime.dependencies import (
     Condition,
     ContainerStep,
     Dependency,
-    Verdict,
-    dependents_of,
-    judge,
 )
 
 if TYPE_CHECKING:
@@ -41,18 +35,12 @@ __all__ = [
     "Event",
     "HealthPolicy",
     "HealthStatus",
+    "RestartRule",
     "TaskState",
     "TaskStatus",
     "TimerKey",
     "new_state",
-    "step",
 ]
-
-SECOND_NS = 1_000_000_000
-UNMET_DEPENDENCY_EXIT_CODE = 143  # contract 3.3: never started because a dependency cannot be met
-OOM_REASON = "OutOfMemoryError: Container killed due to memory usage"
-ESSENTIAL_REASON = "Essential container in task exited"
-FAILED_TO_START_REASON = "Task failed to start"
 
 
 class TaskStatus(StrEnum):
@@ -87,6 +75,13 @@ class HealthPolicy(msgspec.Struct, frozen=True, kw_only=True):
     start_period_s: int
 
 
+class RestartRule(msgspec.Struct, frozen=True, kw_only=True):
+    """An enabled restartPolicy (contract 3.8)."""
+
+    ignored_exit_codes: tuple[int, ...]
+    attempt_period_s: int
+
+
 class TimerKey(NamedTuple):
     """Names a timer: `kind` is `health`, `start` (startTimeout) or `kill` (stopTimeout)."""
 
@@ -103,6 +98,7 @@ class ContainerState(msgspec.Struct, frozen=True, kw_only=True):
     start_timeout_s: int | None = None
     stop_timeout_s: int = 30
     health_policy: HealthPolicy | None = None
+    restart_rule: RestartRule | None = None
 
     step: ContainerStep = ContainerStep.NONE
     is_signalled: bool = False
@@ -113,6 +109,12 @@ class ContainerState(msgspec.Struct, frozen=True, kw_only=True):
     finished_at_ns: int | None = None
     exit_code: int | None = None
     reason: str | None = None
+    is_restarting: bool = False
+    """Between an exit and the start that follows it; `step` stays RUNNING, as ECS reports it."""
+    restart_count: int = 0
+    restarted_at_ns: int | None = None
+    first_exit_code: int | None = None
+    """Of a container that was restarted: what its dependents go by (contract 3.5)."""
 
     health_status: HealthStatus = HealthStatus.UNKNOWN
     health_since_ns: int | None = None
@@ -292,6 +294,12 @@ class StartContainer(Action, frozen=True):
     name: str
 
 
+class RestartContainer(Action, frozen=True):
+    """The same container once more: its group, its writable layer. Answered as StartContainer."""
+
+    name: str
+
+
 class SignalContainer(Action, frozen=True):
     """The image's stop signal, else SIGTERM."""
 
@@ -335,7 +343,7 @@ def new_state(definition: TaskDefinition, task_id: str, created_at_ns: int) -> T
     """The state of a task before its first event."""
     containers = []
     for container in definition.containers:
-        check = container.health_check
+        check, policy = container.health_check, container.restart_policy
         containers.append(
             ContainerState(
                 name=container.name,
@@ -353,291 +361,12 @@ def new_state(definition: TaskDefinition, task_id: str, created_at_ns: int) -> T
                 )
                 if check is not None
                 else None,
+                restart_rule=RestartRule(
+                    ignored_exit_codes=policy.ignored_exit_codes,
+                    attempt_period_s=policy.restart_attempt_period_s,
+                )
+                if policy is not None and policy.enabled
+                else None,
             )
         )
     return TaskState(task_id=task_id, containers=tuple(containers), created_at_ns=created_at_ns)
-
-
-class _Step:
-    """One step in the making: the new state and the actions so far."""
-
-    def __init__(self, state: TaskState, at_ns: int) -> None:
-        self.state = state
-        self.at_ns = at_ns
-        self.actions: list[Action] = []
-
-    def do(self, action: Action) -> None:
-        self.actions.append(action)
-
-    def set(self, **changes: object) -> None:
-        self.state = replace(self.state, **changes)
-
-    def set_container(self, name: str, **changes: object) -> None:
-        self.set(
-            containers=tuple(
-                replace(container, **changes) if container.name == name else container
-                for container in self.state.containers
-            )
-        )
-
-    def want_stop(self, stop_code: str, reason: str) -> None:
-        """The first reason to stop is the one that is reported."""
-        if self.state.desired_status == "STOPPED":
-            return
-        self.set(
-            desired_status="STOPPED",
-            stop_code=stop_code,
-            stopped_reason=reason,
-            stopping_at_ns=self.at_ns,
-        )
-
-    # ---- events ----
-
-    def apply(self, event: Event) -> None:
-        match event:
-            case Created():
-                self.set(pending="provision")
-                self.do(Provision())
-            case ProvisionSucceeded():
-                self.set(pending=None)
-                if self.state.desired_status == "RUNNING":
-                    self.set(pending="pull", last_status=TaskStatus.PENDING)
-                    self.do(PullImages())
-            case ProvisionFailed(reason=reason):
-                self.set(pending=None)
-                self.want_stop("TaskFailedToStart", reason)
-            case PullStarted():
-                self.set(pull_started_at_ns=self.state.pull_started_at_ns or self.at_ns)
-            case ContainerPulled(name=name, digest=digest):
-                self.set_container(name, image_digest=digest, step=ContainerStep.PULLED)
-            case PullFailed(name=name, reason=reason):
-                self.set(pending=None, pull_stopped_at_ns=self.at_ns)
-                if self.state.desired_status == "RUNNING":  # else the stop broke the pull off
-                    self.set_container(name, reason=reason[:1024])
-                    self.want_stop("TaskFailedToStart", reason)
-            case PullFinished():
-                self.set(pending=None, pull_stopped_at_ns=self.at_ns)
-                if self.state.desired_status == "RUNNING":
-                    self.set(last_status=TaskStatus.ACTIVATING)
-            case ContainerStarted(name=name, pid=pid):
-                self.started(name, pid)
-            case ContainerStartFailed(name=name):
-                self.start_failed(name, event.reason, event.exit_code)
-            case ContainerExited(name=name):
-                self.exited(name, event.exit_code, event.oom)
-            case HealthResult(name=name):
-                self.health_result(name, event)
-            case StopRequested(stop_code=stop_code, reason=reason):
-                self.want_stop(stop_code, reason)
-            case TimerFired(key=key):
-                self.timer_fired(key)
-            case DeprovisionFinished():
-                self.set(pending=None, last_status=TaskStatus.STOPPED, stopped_at_ns=self.at_ns)
-                self.do(Finished())
-
-    def started(self, name: str, pid: int) -> None:
-        container = self.state.container(name)
-        if container.step >= ContainerStep.RUNNING:
-            return
-        self.set_container(name, step=ContainerStep.RUNNING, pid=pid, started_at_ns=self.at_ns)
-        if container.health_policy is not None:
-            self.set_health_timer(name, container.health_policy)
-        waits = (Condition.COMPLETE, Condition.SUCCESS, Condition.HEALTHY)
-        if container.start_timeout_s is not None and any(
-            dependency.container == name and dependency.condition in waits
-            for dependent in self.state.containers
-            for dependency in dependent.depends_on
-        ):
-            self.do(
-                SetTimer(
-                    TimerKey("start", name), self.at_ns + container.start_timeout_s * SECOND_NS
-                )
-            )
-
-    def start_failed(self, name: str, reason: str, exit_code: int | None) -> None:
-        container = self.state.container(name)
-        if container.step >= ContainerStep.RUNNING:
-            return
-        self.set_container(
-            name,
-            step=ContainerStep.STOPPED,
-            finished_at_ns=self.at_ns,
-            reason=reason[:1024],
-            exit_code=exit_code,
-        )
-        if container.essential:
-            self.want_stop("TaskFailedToStart", FAILED_TO_START_REASON)
-
-    def exited(self, name: str, exit_code: int, oom: bool) -> None:
-        container = self.state.container(name)
-        if container.step == ContainerStep.STOPPED:
-            return
-        self.set_container(
-            name,
-            step=ContainerStep.STOPPED,
-            # An exit that overtook its start: it did run.
-            started_at_ns=container.started_at_ns or self.at_ns,
-            finished_at_ns=max(self.at_ns, container.started_at_ns or 0),
-            exit_code=exit_code,
-            reason=OOM_REASON if oom else container.reason,
-        )
-        for kind in ("health", "start", "kill"):
-            self.do(CancelTimer(TimerKey(kind, name)))
-        if container.essential:
-            self.set(execution_stopped_at_ns=self.state.execution_stopped_at_ns or self.at_ns)
-            self.want_stop("EssentialContainerExited", ESSENTIAL_REASON)
-
-    def set_health_timer(self, name: str, policy: HealthPolicy) -> None:
-        self.do(SetTimer(TimerKey("health", name), self.at_ns + policy.interval_s * SECOND_NS))
-
-    def health_result(self, name: str, event: HealthResult) -> None:
-        container = self.state.container(name)
-        policy = container.health_policy
-        if policy is None or container.step != ContainerStep.RUNNING:
-            return
-        is_healthy = event.exit_code == 0 and not event.timed_out
-        status, failures = container.health_status, container.health_failures
-        in_start_period = (
-            not container.was_healthy
-            and self.at_ns - (container.started_at_ns or 0) < policy.start_period_s * SECOND_NS
-        )
-        if is_healthy:
-            status, failures = HealthStatus.HEALTHY, 0
-        elif not in_start_period:
-            failures += 1
-            if failures >= policy.retries:
-                status = HealthStatus.UNHEALTHY
-        is_changed = status != container.health_status
-        self.set_container(
-            name,
-            health_status=status,
-            health_since_ns=self.at_ns if is_changed else container.health_since_ns,
-            health_failures=failures,
-            health_exit_code=event.exit_code,
-            health_output="Health check exceeded timeout" if event.timed_out else event.output,
-            was_healthy=container.was_healthy or is_healthy,
-        )
-        if not container.is_signalled:
-            self.set_health_timer(name, policy)
-
-    def timer_fired(self, key: TimerKey) -> None:
-        container = self.state.container(key.container)
-        match key.kind:
-            case "health" if container.step == ContainerStep.RUNNING and not container.is_signalled:
-                self.do(RunHealthCheck(container.name))
-            case "start":
-                self.set_container(container.name, is_start_timed_out=True)
-            case "kill" if container.step == ContainerStep.RUNNING:
-                self.do(KillContainer(container.name))
-
-    # ---- what follows ----
-
-    def settle(self) -> None:
-        """Everything that the new state allows or demands, until nothing changes."""
-        if self.state.last_status in (TaskStatus.DEPROVISIONING, TaskStatus.STOPPED):
-            return
-        if self.state.desired_status == "RUNNING" and self.state.pending is None:
-            self.start_containers()
-        if self.state.desired_status == "STOPPED":
-            self.stop_containers()
-
-    def start_containers(self) -> None:
-        if self.state.last_status == TaskStatus.PROVISIONING:
-            return
-        for container in self.state.containers:
-            if container.step != ContainerStep.PULLED:
-                continue
-            verdicts = [
-                (judge(dependency, self.state.container(dependency.container)), dependency)
-                for dependency in container.depends_on
-            ]
-            impossible = [item for verdict, item in verdicts if verdict == Verdict.IMPOSSIBLE]
-            if impossible:
-                self.give_up(container, impossible[0])
-                return
-            if all(verdict == Verdict.MET for verdict, _ in verdicts):
-                self.set_container(container.name, step=ContainerStep.STARTING)
-                self.do(StartContainer(container.name))
-        if (
-            self.state.last_status == TaskStatus.ACTIVATING
-            and self.state.containers
-            and all(container.step >= ContainerStep.RUNNING for container in self.state.containers)
-        ):
-            self.set(last_status=TaskStatus.RUNNING, started_at_ns=self.at_ns)
-
-    def give_up(self, container: ContainerState, dependency: Dependency) -> None:
-        """A dependency that can never be met ends the task (contract 3.3, 3.5)."""
-        target = self.state.container(dependency.container)
-        why = "timed out" if target.is_start_timed_out else "can never be satisfied"
-        self.set_container(
-            container.name,
-            step=ContainerStep.STOPPED,
-            finished_at_ns=self.at_ns,
-            exit_code=UNMET_DEPENDENCY_EXIT_CODE,
-            reason=(
-                f"CannotStartContainerError: dependency on container {dependency.container} "
-                f"with condition {dependency.condition} {why}"
-            ),
-        )
-        self.want_stop("TaskFailedToStart", FAILED_TO_START_REASON)
-
-    def stop_containers(self) -> None:
-        for container in self.state.containers:
-            if container.step < ContainerStep.STARTING:
-                self.set_container(
-                    container.name, step=ContainerStep.STOPPED, finished_at_ns=self.at_ns
-                )
-        for container in self.state.containers:
-            if container.step != ContainerStep.RUNNING or container.is_signalled:
-                continue
-            if any(
-                dependent.is_alive
-                for dependent in dependents_of(container.name, self.state.containers)
-            ):
-                continue  # reverse order: after all that depend on it (contract 3.5)
-            self.set_container(container.name, is_signalled=True)
-            self.set(last_status=TaskStatus.STOPPING)
-            self.do(CancelTimer(TimerKey("health", container.name)))
-            self.do(SignalContainer(container.name))
-            self.do(
-                SetTimer(
-                    TimerKey("kill", container.name),
-                    self.at_ns + container.stop_timeout_s * SECOND_NS,
-                )
-            )
-        if self.state.pending is None and not any(
-            container.is_alive for container in self.state.containers
-        ):
-            self.set(pending="deprovision", last_status=TaskStatus.DEPROVISIONING)
-            self.do(Deprovision())
-
-
-def step(state: TaskState, event: Event) -> tuple[TaskState, tuple[Action, ...]]:
-    """The state after `event`, and what is to be done.
-
-    A task that is STOPPED stays so, whatever comes late. Times never run backwards: an event that
-    is older than the last recorded moment (a clock step) counts as that moment.
-    """
-    if state.last_status == TaskStatus.STOPPED:
-        return state, ()
-    moments = (
-        state.created_at_ns,
-        state.pull_started_at_ns,
-        state.pull_stopped_at_ns,
-        state.started_at_ns,
-        state.stopping_at_ns,
-        state.execution_stopped_at_ns,
-    )
-    latest = max(moment for moment in moments if moment is not None)
-    made = _Step(state, max(event.at_ns, latest))
-    made.apply(event)
-    made.settle()
-    after = made.state
-    watched = [(item.name, item.last_status, item.health_status) for item in state.containers]
-    if (
-        state.last_status != after.last_status
-        or state.desired_status != after.desired_status
-        or watched != [(c.name, c.last_status, c.health_status) for c in after.containers]
-    ):
-        after = replace(after, version=state.version + 1)
-    return after, tuple(made.actions)

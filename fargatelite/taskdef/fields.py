@@ -88,6 +88,7 @@ _PROCESS = Effect("sandbox.compile.resolve_process")
 _HEALTH = Effect("runtime.task.new_state", "3.7")
 _LIMITS = Effect("runtime.launch.container_limits")
 _TASK_LIMITS = Effect("runtime.launch.task_limits", "4.3")
+_RESTART = Effect("runtime.transitions.will_restart", "3.8")
 _ORDER = Effect("runtime.dependencies.judge", "3.5")
 
 
@@ -168,9 +169,9 @@ class RepositoryCredentials(_Shape, frozen=True, kw_only=True):
 class RestartPolicy(_Shape, frozen=True, kw_only=True):
     """ContainerRestartPolicy (contract 3.8)."""
 
-    enabled: Annotated[bool, NotYet()]
-    ignored_exit_codes: Annotated[tuple[int, ...], NotYet()] = ()
-    restart_attempt_period_s: Annotated[int, NotYet()] = field(
+    enabled: Annotated[bool, _RESTART]
+    ignored_exit_codes: Annotated[tuple[int, ...], _RESTART] = ()
+    restart_attempt_period_s: Annotated[int, _RESTART] = field(
         default=300, name="restartAttemptPeriod"
     )
 
@@ -323,7 +324,7 @@ class ContainerDefinition(_Shape, frozen=True, kw_only=True):
     ] = None
 
     repository_credentials: Annotated[RepositoryCredentials | None, _SECRET] = None
-    restart_policy: Annotated[RestartPolicy | None, NotYet()] = None
+    restart_policy: Annotated[RestartPolicy | None, _RESTART] = None
     environment_files: Annotated[tuple[EnvironmentFile, ...], _ENVIRONMENT_FILE] = ()
     mount_points: Annotated[tuple[MountPoint, ...], _VOLUME] = ()
     volumes_from: Annotated[tuple[VolumeFrom, ...], _VOLUME] = ()

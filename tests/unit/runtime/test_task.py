@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fargatelite.runtime import task as m
 from fargatelite.runtime.dependencies import Condition, ContainerStep, Dependency
+from fargatelite.runtime.transitions import step, will_restart
 
 SECOND = 1_000_000_000
 START = 1_800_000_000 * SECOND
@@ -39,7 +40,7 @@ class Life:
         self.actions: list[m.Action] = []
 
     def play(self, event: m.Event) -> list[m.Action]:
-        self.state, actions = m.step(self.state, event)
+        self.state, actions = step(self.state, event)
         self.actions += actions
         return list(actions)
 
@@ -333,8 +334,79 @@ def test_state_survives_json() -> None:
     assert msgspec.json.decode(data, type=m.TaskState) == life.state
 
 
+RESTART = m.RestartRule(ignored_exit_codes=(3,), attempt_period_s=60)
+
+
+def test_a_restart_needs_the_period_since_the_last_start() -> None:
+    life = Life(container("app", restart_rule=RESTART, health_policy=HEALTH))
+    life.pulled()
+    life.start("app")
+    life.health("app", 0)
+    life.at(60)
+    assert names(life.exit("app", 1), m.RestartContainer) == ["app"]
+    again = life.state.container("app")
+    assert (again.last_status, again.health_status) == ("RUNNING", "UNKNOWN")
+    life.at(61)
+    timers = [action for action in life.start("app") if isinstance(action, m.SetTimer)]
+    assert [timer.key.kind for timer in timers] == ["health"]
+    again = life.state.container("app")
+    assert (again.restart_count, again.started_at_ns, again.exit_code) == (1, life.now, 1)
+    life.at(120)  # 59 s after the restart: too early
+    life.exit("app", 1)
+    assert life.state.container("app").last_status == "STOPPED"
+    assert life.state.stop_code == "EssentialContainerExited"
+
+
+def test_ignored_exit_codes_and_early_exits_are_not_restarted() -> None:
+    for seconds, code in ((59.9, 1), (600, 3)):
+        life = Life(container("app", restart_rule=RESTART))
+        life.pulled()
+        life.start("app")
+        life.at(seconds)
+        assert names(life.exit("app", code), m.RestartContainer) == []
+        assert life.state.desired_status == "STOPPED"
+
+
+def test_a_stop_during_a_restart_waits_for_the_start() -> None:
+    life = Life(container("app", restart_rule=RESTART))
+    life.pulled()
+    life.start("app")
+    life.at(100)
+    life.exit("app", 1)
+    stop = m.StopRequested(at_ns=life.now, stop_code="UserInitiated", reason="r")
+    assert names(life.play(stop), m.SignalContainer) == []
+    assert names(life.start("app"), m.SignalContainer) == ["app"]
+    life.exit("app", 143)
+    assert life.state.last_status == "DEPROVISIONING"
+
+
+def test_a_restart_that_fails_is_the_containers_end() -> None:
+    life = Life(container("app", restart_rule=RESTART))
+    life.pulled()
+    life.start("app")
+    life.at(100)
+    life.exit("app", 1)
+    life.play(m.ContainerStartFailed(at_ns=life.now, name="app", reason="r", exit_code=None))
+    assert life.state.stop_code == "EssentialContainerExited"
+    assert life.state.last_status == "DEPROVISIONING"
+
+
+def test_dependents_go_by_the_first_run() -> None:
+    life = Life(
+        container("init", essential=False, restart_rule=RESTART),
+        container("app", ("init", "SUCCESS")),
+    )
+    life.pulled()
+    life.start("init")
+    life.at(100)
+    actions = life.exit("init", 0)
+    assert names(actions, m.RestartContainer) == ["init"]
+    assert names(actions, m.StartContainer) == ["app"]
+
+
 # ---- any order of events ----
 
+EAGER = m.RestartRule(ignored_exit_codes=(1,), attempt_period_s=1)
 CONDITIONS = [condition.value for condition in Condition]
 
 
@@ -355,6 +427,7 @@ def lives(draw: st.DrawFn) -> Life:
                 essential=index == 0 or draw(st.booleans()),
                 health_policy=HEALTH,
                 start_timeout_s=draw(st.sampled_from([None, 5])),
+                restart_rule=draw(st.sampled_from([None, EAGER])),
             )
         )
     return Life(*made)
@@ -375,7 +448,8 @@ def test_invariants_under_any_sequence(life: Life, data: st.DataObject) -> None:
         life.now += data.draw(st.integers(0, 3)) * SECOND
         now = life.now
         choices: list[object] = list(waiting)
-        choices += [("exit", name) for name in sorted(started - ended)]
+        restarting = {item.name for item in life.state.containers if item.is_restarting}
+        choices += [("exit", name) for name in sorted(started - ended - restarting)]
         choices += [("timer", key) for key in sorted(timers)]
         if round_ < 60:
             choices.append(("stop",))
@@ -405,7 +479,8 @@ def test_invariants_under_any_sequence(life: Life, data: st.DataObject) -> None:
                     target = life.state.container(dependency.container)
                     assert target.started_at_ns is not None, "started before its dependency"
                     if dependency.condition == "SUCCESS":
-                        assert target.exit_code == 0
+                        first = target.first_exit_code
+                        assert (target.exit_code if first is None else first) == 0
                     if dependency.condition == "HEALTHY":
                         assert target.was_healthy
                 if data.draw(st.integers(0, 9)) == 0:
@@ -415,6 +490,14 @@ def test_invariants_under_any_sequence(life: Life, data: st.DataObject) -> None:
                 else:
                     started.add(name)
                     events = [m.ContainerStarted(at_ns=now, name=name, pid=1)]
+            case m.RestartContainer(name=name):
+                if data.draw(st.integers(0, 9)) == 0:
+                    ended.add(name)
+                    events = [
+                        m.ContainerStartFailed(at_ns=now, name=name, reason="r", exit_code=None)
+                    ]
+                else:
+                    events = [m.ContainerStarted(at_ns=now, name=name, pid=2)]
             case m.RunHealthCheck(name=name):
                 code = data.draw(st.integers(0, 1))
                 events = [
@@ -424,8 +507,9 @@ def test_invariants_under_any_sequence(life: Life, data: st.DataObject) -> None:
                 assert started == ended, "removed under a running container"
                 events = [m.DeprovisionFinished(at_ns=now)]
             case ("exit", str() as name):
-                ended.add(name)
                 code = data.draw(st.sampled_from([0, 1, 137]))
+                if not will_restart(life.state, name, code, now):
+                    ended.add(name)
                 events = [m.ContainerExited(at_ns=now, name=name, exit_code=code, oom=False)]
             case ("timer", m.TimerKey() as key):
                 timers.discard(key)
@@ -445,6 +529,7 @@ def test_invariants_under_any_sequence(life: Life, data: st.DataObject) -> None:
                         stopped_once += 1
                     case m.SignalContainer() | m.KillContainer():
                         assert action.name in started - ended
+                        assert not life.state.container(action.name).is_restarting
                     case _:
                         waiting.append(action)
             after = life.state
@@ -464,4 +549,4 @@ def test_invariants_under_any_sequence(life: Life, data: st.DataObject) -> None:
         assert state.stop_code is not None
         times = [state.created_at_ns, state.stopping_at_ns, state.stopped_at_ns]
         assert times == sorted(t for t in times if t is not None)
-        assert m.step(state, m.Created(at_ns=life.now)) == (state, ()), "late events change nothing"
+        assert step(state, m.Created(at_ns=life.now)) == (state, ()), "late events change nothing"
