@@ -237,7 +237,7 @@ class LayerWriter:
         if kind == tar.PAX:
             state.next = tar.parse_pax(data)
         elif kind == tar.PAX_GLOBAL:
-            state.everywhere.update(tar.parse_pax(data))
+            state.add_global(tar.parse_pax(data))
         elif kind == tar.LONG_NAME:
             state.long_name = data.partition(b"\0")[0]
         else:
@@ -299,6 +299,8 @@ class LayerWriter:
             stored -= used
         elif entry.sparse is not None:
             segments = entry.sparse
+        elif stored > entry.size:
+            raise ImageInvalid(f"{entry.path[:80]!r} has more than its size of {entry.size} bytes")
         if sum(length for _, length in segments) > stored:
             raise ImageInvalid(f"sparse map of {entry.path[:80]!r} asks for more than is stored")
         padding = -stored % tar.BLOCK

@@ -22,12 +22,21 @@ MAX_PAX_BYTES = 1024 * 1024  # one extended header: 64 KiB of xattrs and long pa
 MAX_XATTR_NAME_BYTES = 255  # XATTR_NAME_MAX
 MAX_XATTR_VALUE_BYTES = 65535  # XATTR_SIZE_MAX
 MAX_XATTRS = 256  # of one file
+MAX_XATTRS_BYTES = 256_000  # of one file: EROFS counts them in 16 bits of 4 bytes
+MAX_GLOBAL_RECORDS = 64  # of pax headers for all entries: they are merged into each of them
+MAX_GLOBAL_BYTES = 65536
+MAX_DIGITS = 20  # of 64 bits
+MAX_TIME_S = 2**63 - 1  # time64_t
+MAX_DEVICE = (2**12 - 1, 2**20 - 1)  # new_encode_dev() of the kernel
 MAX_FILE_BYTES = 1 << 40  # 1 TiB; the layer's quota is lower
 
 REGULAR, HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0123456"
 CONTIGUOUS = ord("7")
 LONG_NAME, LONG_LINK = ord("L"), ord("K")
 PAX, PAX_GLOBAL, SPARSE = ord("x"), ord("g"), ord("S")
+# What follows them is the next header, whatever their size says: so do Go's archive/tar (Docker,
+# containerd) and Python's, and a reader that differs would see other members than they do.
+_WITHOUT_CONTENTS = (HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO)
 
 
 class Header(NamedTuple):
@@ -80,10 +89,9 @@ def _number(block: bytes, start: int, length: int, what: str) -> int:
     digits = field.strip(b" \0")
     if not digits:
         return 0
-    try:
-        return int(digits, 8)
-    except ValueError:
-        raise ImageInvalid(f"tar header: {what} {bytes(digits)!r} is no octal number") from None
+    if not digits.isdigit() or b"8" in digits or b"9" in digits:  # int() takes signs, 0o and _ too
+        raise ImageInvalid(f"tar header: {what} {bytes(digits)!r} is no octal number")
+    return int(digits, 8)
 
 
 def parse_header(block: bytes) -> Header | None:
@@ -128,18 +136,33 @@ class PaxState:
         self.long_name: bytes | None = None
         self.long_link: bytes | None = None
 
+    def add_global(self, records: dict[bytes, bytes]) -> None:
+        """Records for all entries that follow. Raises: ImageInvalid when they pile up."""
+        self.everywhere.update(records)
+        length = sum(len(key) + len(value) for key, value in self.everywhere.items())
+        if len(self.everywhere) > MAX_GLOBAL_RECORDS or length > MAX_GLOBAL_BYTES:
+            raise ImageInvalid(
+                f"global pax headers of over {MAX_GLOBAL_RECORDS} records or {MAX_GLOBAL_BYTES} "
+                "bytes"
+            )
+
     def clear(self) -> None:
         """After the entry that they were for."""
         self.next = {}
         self.long_name = self.long_link = None
 
 
+_SPARSE_0_0 = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
+
+
 def parse_pax(data: bytes) -> dict[bytes, bytes]:
     """The records of a pax extended header: `length key=value\\n`, length counting itself.
 
+    GNU's sparse format 0.0 repeats two keys in turn; they come out as the map of format 0.1.
     Raises: ImageInvalid.
     """
     records: dict[bytes, bytes] = {}
+    sparse: list[bytes] = []
     at = 0
     while at < len(data):
         space = data.find(b" ", at, at + 12)
@@ -152,17 +175,22 @@ def parse_pax(data: bytes) -> dict[bytes, bytes]:
         key, equals, value = data[space + 1 : end - 1].partition(b"=")
         if not equals or not key:
             raise ImageInvalid("pax header: a record has no key")
+        if key in _SPARSE_0_0:
+            if key != _SPARSE_0_0[len(sparse) % 2]:
+                raise ImageInvalid("pax header: a sparse map whose offsets and lengths do not pair")
+            sparse.append(value)
         records[key] = value
         at = end
+    if sparse:
+        records[b"GNU.sparse.map"] = b",".join(sparse)
     return records
 
 
 def _decimal(value: bytes, what: str) -> int:
     whole = value.partition(b".")[0]
-    try:
-        return int(whole)
-    except ValueError:
-        raise ImageInvalid(f"pax header: {what} {value[:40]!r} is no number") from None
+    if not whole.removeprefix(b"-").isdigit() or len(whole) > MAX_DIGITS:
+        raise ImageInvalid(f"pax header: {what} {value[:40]!r} is no number")
+    return int(whole)
 
 
 def _xattrs(records: dict[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
@@ -184,6 +212,9 @@ def _xattrs(records: dict[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
         found.append((name, value))
     if len(found) > MAX_XATTRS:
         raise ImageInvalid(f"{len(found)} xattrs on one file; at most {MAX_XATTRS}")
+    length = sum(len(name) + len(value) + 8 for name, value in found)
+    if length > MAX_XATTRS_BYTES:
+        raise ImageInvalid(f"{length} bytes of xattrs on one file; at most {MAX_XATTRS_BYTES}")
     return tuple(sorted(found))
 
 
@@ -214,6 +245,8 @@ def apply_pax(header: Header, state: PaxState) -> Entry:
                 size = _decimal(records[key], "sparse size")
         path = records.get(b"GNU.sparse.name", path)
         xattrs = _xattrs(records)
+    if header.kind in _WITHOUT_CONTENTS:
+        size = stored = 0
     if not 0 <= size <= MAX_FILE_BYTES or not 0 <= stored <= MAX_FILE_BYTES:
         raise ImageInvalid(f"size {size} of {path[:80]!r} is outside 0..{MAX_FILE_BYTES}")
     if b"\0" in path or b"\0" in link:
@@ -222,6 +255,13 @@ def apply_pax(header: Header, state: PaxState) -> Entry:
         raise ImageInvalid(f"a path of {max(len(path), len(link))} bytes; at most {MAX_PATH_BYTES}")
     if not (0 <= uid < 2**32 - 1 and 0 <= gid < 2**32 - 1):
         raise ImageInvalid(f"owner {uid}:{gid} of {path[:80]!r} is out of range")
+    if mtime > MAX_TIME_S:
+        raise ImageInvalid(f"time {mtime} of {path[:80]!r} is out of range")
+    device = (0, 0)
+    if header.kind in (CHAR, BLOCK_DEVICE):
+        device = (header.device_major, header.device_minor)
+        if not (0 <= device[0] <= MAX_DEVICE[0] and 0 <= device[1] <= MAX_DEVICE[1]):
+            raise ImageInvalid(f"device {device[0]}:{device[1]} of {path[:80]!r} is out of range")
     return Entry(
         kind=header.kind,
         path=path,
@@ -232,7 +272,7 @@ def apply_pax(header: Header, state: PaxState) -> Entry:
         size=size,
         stored=stored,
         mtime_s=max(0, mtime),
-        device=(header.device_major, header.device_minor),
+        device=device,
         xattrs=xattrs,
         sparse=_sparse_map(records, size) if b"GNU.sparse.map" in records else None,
     )
@@ -246,6 +286,8 @@ def _check_segments(segments: list[tuple[int, int]], size: int) -> tuple[tuple[i
         raise ImageInvalid(
             f"sparse file of {len(segments)} segments; at most {MAX_SPARSE_SEGMENTS}"
         )
+    if not 0 <= size <= MAX_FILE_BYTES:
+        raise ImageInvalid(f"size {size} of a sparse file is outside 0..{MAX_FILE_BYTES}")
     end = 0
     for offset, length in segments:
         if offset < end or length < 0 or offset + length > size:
@@ -256,10 +298,7 @@ def _check_segments(segments: list[tuple[int, int]], size: int) -> tuple[tuple[i
 
 def _sparse_map(records: dict[bytes, bytes], size: int) -> tuple[tuple[int, int], ...]:
     """GNU.sparse.map of pax formats 0.1: offset,length,offset,length..."""
-    try:
-        numbers = [int(word) for word in records[b"GNU.sparse.map"].split(b",")]
-    except ValueError:
-        raise ImageInvalid("sparse map: no numbers") from None
+    numbers = [_decimal(word, "sparse map") for word in records[b"GNU.sparse.map"].split(b",")]
     if len(numbers) % 2:
         raise ImageInvalid("sparse map: an offset without length")
     return _check_segments(list(zip(numbers[::2], numbers[1::2], strict=True)), size)
