@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import datetime
+import os
 import sys
+import threading
 
 import click
 
-from fargatelite.errors import TaskNotFound
+from fargatelite.errors import FargateliteError, TaskNotFound
 from fargatelite.runtime.logs import LogFollower, LogLine
 from fargatelite.runtime.record import find_record
-from fargatelite.runtime.remote import StateWatch
+from fargatelite.runtime.remote import wait_stopped
 from fargatelite.settings import Settings
 
 
@@ -37,6 +39,25 @@ class _Printer:
         self._open = key if line.is_partial else None
 
 
+class _End:
+    """Waits on a thread for the end of a task: STOPPED, or its supervisor lost, after which it
+    would write no more state and a follower would wait for ever."""
+
+    def __init__(self, settings: Settings, task_id: str) -> None:
+        self.is_there = threading.Event()
+        self.failure: FargateliteError | None = None
+        self.wake = os.eventfd(0, os.EFD_CLOEXEC)
+        threading.Thread(target=self._wait, args=(settings, task_id), daemon=True).start()
+
+    def _wait(self, settings: Settings, task_id: str) -> None:
+        try:
+            wait_stopped(settings, task_id, None)
+        except FargateliteError as error:
+            self.failure = error
+        self.is_there.set()
+        os.eventfd_write(self.wake, 1)
+
+
 @click.command("logs")
 @click.argument("task")
 @click.option("-c", "--container", help="Only this container.")
@@ -55,20 +76,22 @@ def command(
     record = find_record(settings, task)
     known = tuple(state.name for state in record.state.containers)
     if container is not None and container not in known:
-        raise TaskNotFound(f"task {record.task_id[:12]} has no container {container!r}: {known}")
+        raise TaskNotFound(
+            f"task {record.task_id[:12]} has no container {container!r}; it has {', '.join(known)}"
+        )
     chosen = (container,) if container is not None else known
     printer = _Printer(0 if len(chosen) == 1 else max(map(len, chosen)), timestamps)
     (settings.records / record.task_id / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
     follower = LogFollower(settings.records, record.task_id, chosen)
-    watch = StateWatch(settings, record.task_id)
     try:
-        lines = (
-            follower.follow(lambda: watch.read(0).state.last_status == "STOPPED", watch.fileno())
-            if follow
-            else follower.read_new()
-        )
-        for line in lines:
+        if not follow:
+            for line in follower.read_new():
+                printer.show(line)
+            return
+        end = _End(settings, record.task_id)
+        for line in follower.follow(end.is_there.is_set, end.wake):
             printer.show(line)
+        if end.failure is not None:
+            raise end.failure
     finally:
-        watch.close()
         follower.close()
