@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 
 import launch
 import meter_tick
 import pull
 from report import Table, describe_machine, write_results
+
+from fargatelite.errors import FargateliteError
 
 BENCHMARKS: dict[str, tuple[Callable[[int], Table], int]] = {
     "launch": (launch.run, launch.ROUNDS),
@@ -36,10 +40,16 @@ def main() -> None:
     machine = describe_machine()
     print("; ".join(f"{name} {value}" for name, value in machine.items()))
     tables = []
+    failed = False
     for name in arguments.only or BENCHMARKS:
         work, rounds = BENCHMARKS[name]
-        tables.append(work(arguments.rounds or rounds))
+        try:
+            tables.append(work(arguments.rounds or rounds))
+        except (RuntimeError, OSError, subprocess.SubprocessError, FargateliteError):
+            failed = True
+            traceback.print_exc()  # the others' figures are worth having all the same
     print(f"\nall values: {os.path.relpath(write_results(machine, tables))}")
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":
