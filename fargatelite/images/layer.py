@@ -26,6 +26,12 @@ __all__ = ["BLOCK_BYTES", "Kind", "LayerResult", "LayerWriter", "Record", "read_
 BLOCK_BYTES = 4096  # of EROFS; one page on every architecture that we run on
 MAX_ENTRIES = 10_000_000  # a distribution has 10^5; the table of 10^7 would be 1 GB
 MAX_LAYER_BYTES = 200 * 2**30  # Fargate's largest ephemeral storage, in which images are counted
+MAX_TABLE_BYTES = 2**30  # of names, links and xattrs, which are in memory until `finish`
+# How much is inflated at once: a bomb is in memory before its ratio can be looked at. 4 bytes of
+# zstd can be a block of 128 KiB, so that 2 KiB are 64 MiB; zlib takes a limit itself.
+MAX_STEP_BYTES = 4 * 2**20
+GZIP_STEP_BYTES = 65536
+ZSTD_STEP_BYTES = 2048
 MAX_RATIO = 1100  # deflate cannot do more than 1032:1; zstd beyond it is a bomb, not a layer
 
 _TABLE_MAGIC = b"FLTB"
@@ -95,21 +101,66 @@ def clean_path(path: bytes) -> bytes:
     return b"/".join(parts)
 
 
-def _decompressor(media_type: str) -> tuple[Any, type[Exception]]:
-    """An object like zlib's decompressobj (None for plain tar), and what it raises."""
-    if media_type.endswith(("tar+gzip", "tar.gzip")):
+class _Gzip:
+    """One gzip member. `step` takes bytes and gives some plain ones and what it did not take."""
+
+    def __init__(self) -> None:
         from isal import isal_zlib
 
-        errors: Any = isal_zlib.error
-        return isal_zlib.decompressobj(wbits=31), errors
-    if media_type.endswith("tar+zstd"):
+        self._stream: Any = isal_zlib.decompressobj(wbits=31)
+        self._error: type[Exception] = isal_zlib.error
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self._stream.eof)
+
+    def step(self, data: memoryview) -> tuple[bytes, bytes | memoryview]:
+        piece, rest = data[:GZIP_STEP_BYTES], data[GZIP_STEP_BYTES:]
+        try:
+            plain = self._stream.decompress(piece, MAX_STEP_BYTES)
+            while not (self.is_done or self._stream.unconsumed_tail or len(plain) < MAX_STEP_BYTES):
+                more = self._stream.decompress(b"", MAX_STEP_BYTES)  # what it holds back
+                plain += more
+                if not more:
+                    break
+        except self._error as error:
+            raise ImageInvalid(f"cannot decompress a layer: {error}") from error
+        left = self._stream.unused_data if self.is_done else self._stream.unconsumed_tail
+        return plain, data[len(piece) - len(left) :] if left else rest
+
+
+class _Zstd:
+    """One zstd frame; skippable ones are empty."""
+
+    def __init__(self) -> None:
         import zstandard
 
         # Frames of up to 128 MiB window: the limit of zstd's own command line.
-        context = zstandard.ZstdDecompressor(max_window_size=2**27)
-        return context.decompressobj(), zstandard.ZstdError
+        self._stream = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj()
+        self._error = zstandard.ZstdError
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self._stream.eof)
+
+    def step(self, data: memoryview) -> tuple[bytes, bytes | memoryview]:
+        piece, rest = data[:ZSTD_STEP_BYTES], data[ZSTD_STEP_BYTES:]
+        try:
+            plain = self._stream.decompress(piece)
+        except self._error as error:
+            raise ImageInvalid(f"cannot decompress a layer: {error}") from error
+        left = self._stream.unused_data if self.is_done else b""
+        return plain, data[len(piece) - len(left) :] if left else rest
+
+
+def _decompressor(media_type: str) -> type[_Gzip | _Zstd] | None:
+    """What inflates a layer of this type; None for plain tar."""
+    if media_type.endswith(("tar+gzip", "tar.gzip")):
+        return _Gzip
+    if media_type.endswith("tar+zstd"):
+        return _Zstd
     if media_type.endswith((".tar", "rootfs.diff.tar")):
-        return None, ValueError
+        return None
     raise ImageInvalid(f"layers of type {media_type!r} are not supported: expected gzip, zstd, tar")
 
 
@@ -117,8 +168,8 @@ class LayerWriter:
     """Feed it a layer's bytes as they arrive, then `finish`; `abort` removes what was written."""
 
     def __init__(self, directory: Path, media_type: str) -> None:
-        self._media_type = media_type
-        self._stream, self._stream_error = _decompressor(media_type)
+        self._decompressor = _decompressor(media_type)
+        self._stream = self._decompressor() if self._decompressor is not None else None
         self._blob_path, self._table_path = directory / "blob.tmp", directory / "table.tmp"
         self._blob = os.open(
             self._blob_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
@@ -128,6 +179,7 @@ class LayerWriter:
         self._compressed_bytes = 0
         self._plain_bytes = 0
         self._records: list[Record] = []
+        self._table_bytes = 0
         self._next_block = 0
         self._parser = self._parse()
         self._wanted = next(self._parser)
@@ -141,21 +193,16 @@ class LayerWriter:
         """
         self._compressed.update(chunk)
         self._compressed_bytes += len(chunk)
-        if self._stream is None:
+        if self._decompressor is None:
             self._feed_plain(chunk)
             return
-        data: bytes | memoryview = chunk
+        data = memoryview(chunk)
         while data:
-            try:
-                plain = self._stream.decompress(data)
-            except self._stream_error as error:
-                raise ImageInvalid(f"cannot decompress a layer: {error}") from error
+            if self._stream is None or self._stream.is_done:  # concatenated members or frames
+                self._stream = self._decompressor()
+            plain, left = self._stream.step(data)
+            data = memoryview(left)
             self._feed_plain(plain)
-            if not self._stream.eof:
-                return
-            data = self._stream.unused_data  # concatenated members or frames
-            if data:
-                self._stream, self._stream_error = _decompressor(self._media_type)
 
     def _feed_plain(self, plain: bytes | memoryview) -> None:
         if not plain:
@@ -252,6 +299,12 @@ class LayerWriter:
         path = clean_path(entry.path)
         if len(self._records) >= MAX_ENTRIES:
             raise ImageInvalid(f"a layer of over {MAX_ENTRIES} entries")
+        self._table_bytes += len(path) + len(entry.link)
+        self._table_bytes += sum(len(name) + len(value) for name, value in entry.xattrs)
+        if self._table_bytes > MAX_TABLE_BYTES:
+            raise ImageInvalid(
+                f"the entries of a layer have over {MAX_TABLE_BYTES} bytes of names and attributes"
+            )
         parent, _, name = path.rpartition(b"/")
         if name.startswith(b".wh."):
             if name == b".wh..wh..opq":
@@ -357,7 +410,7 @@ class LayerWriter:
 
         Raises: ImageInvalid when the stream ended early; OSError.
         """
-        if self._stream is not None and not self._stream.eof:
+        if self._stream is not None and not self._stream.is_done:
             raise ImageInvalid("a layer ends in the middle of its compressed stream")
         if self._wanted >= 0 and (self._buffer or self._wanted != tar.BLOCK):
             raise ImageInvalid("a layer ends in the middle of a tar entry")
@@ -365,9 +418,10 @@ class LayerWriter:
         os.close(self._blob)
         self._blob = -1
         body = msgspec.msgpack.encode(self._records)
-        self._table_path.write_bytes(
-            _TABLE_MAGIC + struct.pack("<HHI", TABLE_VERSION, 0, zlib.crc32(body)) + body
-        )
+        with open(
+            self._table_path, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)
+        ) as out:
+            out.write(_TABLE_MAGIC + struct.pack("<HHI", TABLE_VERSION, 0, zlib.crc32(body)) + body)
         self._is_finished = True
         return LayerResult(
             digest=Digest(f"sha256:{self._compressed.hexdigest()}"),
