@@ -7,15 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
-from fargatelite.cli.main import cli
-from tests.fixtures.cli import CommandLine
+from tests.fixtures.cli import CommandLine, all_commands
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 HELLO = EXAMPLES / "hello.json"
@@ -31,19 +29,6 @@ BROKEN = """{
   ]
 }
 """
-
-
-def all_commands(
-    command: click.Command = cli, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every command and group of the tree."""
-    yield path, command
-    if isinstance(command, click.Group):
-        context = click.Context(command)
-        for name in command.list_commands(context):
-            below = command.get_command(context, name)
-            assert below is not None, name
-            yield from all_commands(below, (*path, name))
 
 
 # ---- help and usage ----

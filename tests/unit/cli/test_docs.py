@@ -1,0 +1,86 @@
+"""docs/cli.md says all that the command line takes, and nothing more."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from fargatelite.cli.main import cli
+from fargatelite.settings import _VARIABLES, Settings
+from tests.fixtures.cli import all_commands
+
+DOCS = Path(__file__).parents[3] / "docs" / "cli.md"
+COMMANDS = {" ".join(path): command for path, command in all_commands()}
+LEAVES = sorted(name for name, command in COMMANDS.items() if not isinstance(command, click.Group))
+
+
+def sections() -> dict[str, str]:
+    """Text by heading, of level 2 or 3."""
+    parts = re.split(r"^###? (.+)$", DOCS.read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def options_in_table(text: str) -> set[str]:
+    """The options that begin a table's row."""
+    found: set[str] = set()
+    for row in re.findall(r"^\| (`-[^|]*?(?:\\\|[^|]*?)*) \|", text, re.MULTILINE):
+        found |= set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", row))
+    return found
+
+
+def options_of(command: click.Command) -> set[str]:
+    return {
+        name
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for name in parameter.opts
+    }
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_command_is_described_with_exactly_its_options(name: str) -> None:
+    command = COMMANDS[name]
+    text = sections()[name]
+    assert options_in_table(text) == options_of(command)
+    usage = re.search(rf"`fargatelite {name}( [^`]*)?`", text)
+    assert usage is not None
+    arguments = [
+        parameter.make_metavar(click.Context(command))
+        for parameter in command.params
+        if isinstance(parameter, click.Argument)
+    ]
+    optional = ["[OPTIONS]"] if options_of(command) else []
+    assert (usage[1] or "").split() == optional + arguments
+
+
+def test_options_for_all_commands() -> None:
+    described = options_in_table(sections()["Options for all commands"])
+    assert described == options_of(cli) | {"-h", "--help"}
+
+
+def test_no_command_is_described_that_does_not_exist() -> None:
+    headings = set(re.findall(r"^### (.+)$", DOCS.read_text(), re.MULTILINE))
+    assert headings == set(LEAVES)
+
+
+def test_choices_are_those_of_the_parser() -> None:
+    for name in LEAVES:
+        for parameter in COMMANDS[name].params:
+            if isinstance(parameter.type, click.Choice):
+                choices = r"\|".join(parameter.type.choices)
+                assert f"`{parameter.opts[-1]} {choices}`" in sections()[name], name
+
+
+def test_settings_with_variable_and_default() -> None:
+    text = sections()["Settings"]
+    rows = dict(re.findall(r"^\| `([a-z_]+)` \| (.*)$", text, re.MULTILINE))
+    assert set(rows) == set(Settings.__struct_fields__)
+    for name, row in rows.items():
+        variable, default = (cell.strip(" `") for cell in row.split("|")[:2])
+        assert variable == _VARIABLES.get(name, "")
+        value = getattr(Settings(), name)
+        expected = "" if value is None else "[]" if value == () else f'"{value}"'
+        assert default == expected
