@@ -23,6 +23,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _MS_RDONLY, _MS_NODEV, _MS_REMOUNT, _MS_BIND = 0x1, 0x4, 0x20, 0x1000
 _CHUNK_BYTES = 1 << 30  # copy_file_range(2) takes at most 2 GiB at once
 
+ID_COUNT = 65536  # ids of a task (design, "Sandbox")
+_NOBODY = 65534
+# include/uapi/linux/capability.h
+_VFS_CAP_REVISION_MASK, _VFS_CAP_REVISION_2, _VFS_CAP_REVISION_3 = 0xFF000000, 0x2000000, 0x3000000
+
 _TYPES = {
     Kind.FILE: stat.S_IFREG,
     Kind.CHAR: stat.S_IFCHR,
@@ -78,22 +83,43 @@ def _make(node: Inode, path: bytes, root: int, blobs: Sequence[int]) -> None:
         os.mknod(path, _TYPES[record.kind] | 0o600, os.makedev(*record.device), dir_fd=root)
 
 
-def _dress(node: Inode, path: bytes, root: int, anchor: bytes) -> None:
+def _shift(number: int, id_base: int) -> int:
+    """An id of the image as the host's; one that the task's range has no place for is nobody's."""
+    if not id_base:
+        return number
+    return id_base + (number if number < ID_COUNT else _NOBODY)
+
+
+def _shift_capability(value: bytes, id_base: int) -> bytes:
+    """security.capability that counts in the namespace whose root is `id_base`: version 3 of
+    struct vfs_ns_cap_data names it (capabilities(7), Linux 4.14)."""
+    revision = int.from_bytes(value[:4], "little")
+    if not id_base or revision & _VFS_CAP_REVISION_MASK != _VFS_CAP_REVISION_2:
+        return value
+    flags = revision & ~_VFS_CAP_REVISION_MASK | _VFS_CAP_REVISION_3
+    return flags.to_bytes(4, "little") + value[4:20] + id_base.to_bytes(4, "little")
+
+
+def _dress(node: Inode, path: bytes, root: int, anchor: bytes, id_base: int) -> None:
     """Owner, mode, xattrs and time, in this order: chown(2) clears set-id bits and capabilities."""
     record = node.record
-    os.chown(path, record.uid, record.gid, dir_fd=root, follow_symlinks=False)
+    uid, gid = _shift(record.uid, id_base), _shift(record.gid, id_base)
+    os.chown(path, uid, gid, dir_fd=root, follow_symlinks=False)
     if record.kind != Kind.SYMLINK:
         # No parent of `path` is a link: all are directories made here.
         os.chmod(path, record.mode & 0o7777, dir_fd=root)
     for name, value in record.xattrs:
-        os.setxattr(anchor + path, name, value, follow_symlinks=False)
+        is_capability = name == b"security.capability"
+        shifted = _shift_capability(value, id_base) if is_capability else value
+        os.setxattr(anchor + path, name, shifted, follow_symlinks=False)
     time_ns = record.mtime_s * 1_000_000_000
     os.utime(path, ns=(time_ns, time_ns), dir_fd=root, follow_symlinks=False)
 
 
-def unpack_image(root: Inode, blobs: Sequence[Path], target: Path) -> None:
+def unpack_image(root: Inode, blobs: Sequence[Path], target: Path, id_base: int = 0) -> None:
     """Makes the merged tree's files in the empty directory `target`, contents from the blobs.
 
+    `id_base`: the host's id of the container's root, where nothing maps ids later.
     Every path is made of names of the tree below directories made here, so that no link of an image
     is ever followed.
     Raises: ImageError naming the path within the image.
@@ -121,9 +147,9 @@ def unpack_image(root: Inode, blobs: Sequence[Path], target: Path) -> None:
                     stack.append((path, node))
                     continue
                 names[id(node)] = path
-                _dress(node, path, top, anchor)
+                _dress(node, path, top, anchor, id_base)
         for path, directory in reversed(directories):
-            _dress(directory, path, top, anchor)
+            _dress(directory, path, top, anchor, id_base)
         os.fsync(top)
     except OSError as error:
         raise ImageError(

@@ -108,7 +108,7 @@ class _Gzip:
         from isal import isal_zlib
 
         self._stream: Any = isal_zlib.decompressobj(wbits=31)
-        self._error: type[Exception] = isal_zlib.error
+        self._error: Any = isal_zlib.error
 
     @property
     def is_done(self) -> bool:

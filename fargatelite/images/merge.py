@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fargatelite.errors import ImageInvalid
 from fargatelite.images.layer import Kind, Record
 
-__all__ = ["Inode", "merge_layers", "read_file_node", "walk"]
+__all__ = ["Inode", "find_directory", "merge_layers", "read_file_node", "walk"]
 
 MAX_LINKS = 40  # followed in one path, as the kernel does (MAXSYMLINKS)
 
@@ -142,7 +142,8 @@ def merge_layers(tables: Sequence[Iterable[Record]]) -> Inode:
 
 
 def walk(root: Inode) -> Iterator[Inode]:
-    """Every inode once, a directory before what it holds; sets `links`. Not recursive."""
+    """Every inode once, a directory before what it holds; sets `links`, which are complete when the
+    walk is. Not recursive."""
     seen: set[int] = set()
     stack = [root]
     root.links = 2
@@ -164,12 +165,23 @@ def walk(root: Inode) -> Iterator[Inode]:
             child.links += 1
 
 
+def find_directory(root: Inode, path: bytes) -> Inode | None:
+    """The directory at `path`; None when there is none, or only a link to one at its end."""
+    tree = _Tree()
+    tree.root = root
+    node = tree.find(path.strip(b"/"))
+    return node if node is not None and node.children is not None else None
+
+
 def read_file_node(root: Inode, path: bytes) -> Inode | None:
     """The regular file at `path`, links followed within the image; None when there is none."""
     tree = _Tree()
     tree.root = root
     for _ in range(MAX_LINKS):
-        node = tree.find(path)
+        try:
+            node = tree.find(path)
+        except ImageInvalid:
+            return None  # links in a circle: ELOOP in the container, and no file here
         if node is None or node.record.kind != Kind.SYMLINK:
             return node if node is not None and node.record.kind == Kind.FILE else None
         target = node.record.link

@@ -462,6 +462,24 @@ class ImageStore:
                 os.rename(scratch / "root", unpacked)
         return unpacked
 
+    def unpack_directory(self, image: Image, path: str, target: Path, id_base: int) -> bool:
+        """Copies a directory of the image with all that is in it, owner and mode included, into the
+        empty `target`; False when the image has none there. A link is none (contract 2.6).
+
+        `id_base`: the host's id of the container's root.
+        Raises: ImageError.
+        """
+        from fargatelite.images.directory import unpack_image
+        from fargatelite.images.merge import find_directory, merge_layers
+
+        blobs = [self._layer(diff_id) / "blob" for diff_id in image.diff_ids]
+        root = merge_layers([read_table(blob.with_name("table")) for blob in blobs])
+        found = find_directory(root, path.encode("utf-8", "surrogateescape"))
+        if found is None:
+            return False
+        unpack_image(found, blobs, target, id_base)
+        return True
+
     def _is_bound(self, image_directory: Path) -> bool:
         """Whether the unpacked files are some task's: unlike EROFS, nothing else holds them."""
         # Field 4 of a line is the mounted directory, within its own file system (proc(5)).
