@@ -18,6 +18,9 @@ __all__ = [
 ]
 
 
+_MIN_FOLDED = 12  # columns; a shortened task id stays in one piece
+
+
 def is_terminal(stream: IO[str]) -> bool:
     """Whether a person looks at this stream."""
     return stream.isatty()
@@ -41,28 +44,14 @@ def print_table(
     rows: Iterable[Sequence[str]],
     *,
     right: Sequence[str] = (),
-    title: str | None = None,
     stream: IO[str] | None = None,
 ) -> None:
     """A table; `right` names the columns to align right."""
     out = stream or sys.stdout
     cells = [list(map(str, row)) for row in rows]
     if is_terminal(out):
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(
-            title=title, title_justify="left", box=None, pad_edge=False, header_style="bold"
-        )
-        for column in columns:
-            table.add_column(column, justify="right" if column in right else "left")
-        for row in cells:
-            table.add_row(*(Text(make_printable(cell)) for cell in row))
-        Console(file=out).print(table)
+        _draw(columns, [[make_printable(cell) for cell in row] for row in cells], right, out)
         return
-    if title:
-        out.write(f"{title}\n")
     widths = [
         max(len(column), *(len(row[index]) for row in cells), 0)
         for index, column in enumerate(columns)
@@ -73,6 +62,45 @@ def print_table(
             for column, cell, width in zip(columns, row, widths, strict=True)
         ]
         out.write("  ".join(parts).rstrip() + "\n")
+
+
+def _draw(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[str], out: IO[str]
+) -> None:
+    """Draws on a terminal. What does not fit is folded in the widest column of text; where that is
+    not enough, each row is a block with a line for each cell: half an amount would be a wrong one.
+    """
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=out, highlight=False)
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    texts = [index for index, column in enumerate(columns) if column not in right]
+    folded = max(texts, key=lambda index: (widths[index], index))
+    excess = sum(widths) + 2 * (len(columns) - 1) - console.width
+    if excess > 0 and widths[folded] - excess < _MIN_FOLDED:
+        label_width = max(map(cell_len, columns))
+        for number, row in enumerate(cells):
+            if number:
+                console.print()
+            for column, cell in zip(columns, row, strict=True):
+                if cell:
+                    label = Text(f"{column:<{label_width}}  ", style="bold")
+                    console.print(Text.assemble(label, cell), soft_wrap=True)
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=index != folded,
+            overflow="fold",
+        )
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console.print(table)
 
 
 def format_bytes(count: int) -> str:
