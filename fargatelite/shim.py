@@ -42,6 +42,7 @@ _EVENT = struct.Struct("<IHHIiQQQiI")
 _FAILURE = struct.Struct("<iHH24s200s")
 _OUTPUT_BYTES = 4096
 _START, _SIGNAL, _STATUS, _SHUTDOWN = 1, 2, 3, 4
+_START_STREAMS, _START_TERMINAL = 1, 2
 _READY, _STARTED, _FAILED, _EXITED, _STATUS_EVENT, _REFUSED = 1, 2, 3, 4, 5, 6
 
 # csrc/formats/exit_record.h
@@ -295,24 +296,39 @@ class Shim:
         """The connection's descriptor; readable when `receive` has something."""
         return self._connection.fileno()
 
-    def _request(self, kind: int, number: int = 0, value: int = 0, plan: int | None = None) -> None:
+    def _request(
+        self, kind: int, number: int = 0, value: int = 0, descriptors: tuple[int, ...] = ()
+    ) -> None:
         ancillary = (
-            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [plan]))]
-            if plan is not None
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+            if descriptors
             else []
         )
         message = _REQUEST.pack(_MAGIC, _VERSION, kind, number, value)
         self._connection.sendmsg([message], ancillary, socket.MSG_NOSIGNAL)
 
-    def start_process(self, number: int, plan: bytes) -> None:
+    def start_process(
+        self,
+        number: int,
+        plan: bytes,
+        *,
+        streams: tuple[int, int, int] | None = None,
+        terminal: int | None = None,
+    ) -> None:
         """Asks to start a process; answered by ProcessStarted or ProcessFailed.
 
+        `streams`: descriptors of its stdin, stdout and stderr, instead of pipes and a log;
+        `terminal`: a Unix socket that gets the master of the plan's terminal.
         The plan travels as a memfd: it may hold secrets (environment), so it touches no disk.
         """
+        flags = _START_STREAMS if streams is not None else 0
+        more: tuple[int, ...] = streams or ()
+        if terminal is not None:
+            flags, more = _START_TERMINAL, (terminal,)
         fd = os.memfd_create("plan", os.MFD_CLOEXEC)
         try:
             os.write(fd, plan)
-            self._request(_START, number, plan=fd)
+            self._request(_START, number, flags, (fd, *more))
         finally:
             os.close(fd)
 

@@ -13,10 +13,16 @@
 #define CONTROL_MAGIC 0x43464c46u /* "FLFC" */
 
 enum request_type {
-    REQUEST_START = 1,    /* process, and the plan as a memfd: start it */
+    REQUEST_START = 1,    /* process, and the plan as a memfd: start it; value = start_flags */
     REQUEST_SIGNAL = 2,   /* process, value = signal */
     REQUEST_STATUS = 3,   /* answered by one EVENT_STATUS per live process and EVENT_READY */
     REQUEST_SHUTDOWN = 4, /* end the shim; refused (EVENT_REFUSED) while processes live */
+};
+
+/* What comes behind the plan's descriptor. */
+enum start_flags {
+    START_STREAMS = 1,  /* three descriptors: stdin, stdout, stderr; nothing is logged */
+    START_TERMINAL = 2, /* a socket that gets the master of the plan's terminal */
 };
 
 struct request {

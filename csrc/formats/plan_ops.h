@@ -15,6 +15,7 @@
     X(LOG, 3, 0, "s") /* path */ \
     X(CAPTURE, 4, 0, "u") /* max_bytes */ \
     X(STREAMS, 5, 0, "uu") /* uid, gid */ \
+    X(STDIN, 7, 0, "") /*  */ \
     X(TRACE, 6, 0, "s") /* path */ \
     X(JOIN_CGROUP, 16, 1, "s") /* file */ \
     X(JOIN_NETWORK, 17, 1, "") /*  */ \
@@ -42,6 +43,10 @@
     X(USER, 38, 1, "uub") /* uid, gid, groups */ \
     X(CAPABILITIES, 39, 1, "uuu") /* permitted, inheritable, ambient */ \
     X(NO_NEW_PRIVILEGES, 40, 1, "") /*  */ \
+    X(SYSCTL, 45, 1, "ss") /* path, value */ \
+    X(TERMINAL, 48, 1, "uu") /* uid, gid */ \
+    X(INIT, 46, 1, "") /*  */ \
+    X(PAUSE, 47, 1, "") /*  */ \
     X(UMASK, 41, 1, "u") /* mode */ \
     X(WORKDIR, 42, 1, "s") /* path */ \
     X(EXEC, 43, 1, "lll") /* argv, environment, candidates */ \
@@ -54,6 +59,7 @@ enum op_code {
     OP_LOG = 3,
     OP_CAPTURE = 4,
     OP_STREAMS = 5,
+    OP_STDIN = 7,
     OP_TRACE = 6,
     OP_JOIN_CGROUP = 16,
     OP_JOIN_NETWORK = 17,
@@ -81,6 +87,10 @@ enum op_code {
     OP_USER = 38,
     OP_CAPABILITIES = 39,
     OP_NO_NEW_PRIVILEGES = 40,
+    OP_SYSCTL = 45,
+    OP_TERMINAL = 48,
+    OP_INIT = 46,
+    OP_PAUSE = 47,
     OP_UMASK = 41,
     OP_WORKDIR = 42,
     OP_EXEC = 43,

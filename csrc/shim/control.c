@@ -95,13 +95,19 @@ void control_accept(struct shim *shim) {
         }
 }
 
-static void do_start(struct shim *shim, int connection, const struct request *request, int plan) {
+static void do_start(struct shim *shim, int connection, const struct request *request,
+                     const int *fds) {
     struct failure failure = {.op_index = 0xffff};
-    if (plan < 0) {
-        refuse(shim, connection, request, "start", "no plan came with the request", EBADMSG);
+    struct start_request start = {.flags = request->value};
+    const uint32_t wanted = start.flags == START_STREAMS    ? 3
+                            : start.flags == START_TERMINAL ? 1
+                                                            : 0;
+    if (start.flags > START_TERMINAL || fds[0] < 0 || (wanted && fds[wanted] < 0)) {
+        refuse(shim, connection, request, "start", "plan or streams are missing", EBADMSG);
         return;
     }
-    if (process_start(shim, request->process, plan, &failure)) {
+    memcpy(start.fds, fds + 1, sizeof start.fds);
+    if (process_start(shim, request->process, fds[0], &start, &failure)) {
         struct event event;
         control_event(NULL, EVENT_FAILED, &event);
         event.process = request->process;
@@ -131,10 +137,11 @@ static void do_status(struct shim *shim, int connection) {
         control_send_ready(shim, shim->connections[connection]);
 }
 
-static void dispatch(struct shim *shim, int connection, const struct request *request, int plan) {
+static void dispatch(struct shim *shim, int connection, const struct request *request,
+                     const int *fds) {
     switch (request->type) {
     case REQUEST_START:
-        do_start(shim, connection, request, plan);
+        do_start(shim, connection, request, fds);
         return;
     case REQUEST_SIGNAL:
         do_signal(shim, connection, request);
@@ -153,7 +160,7 @@ static void dispatch(struct shim *shim, int connection, const struct request *re
 
 void control_receive(struct shim *shim, int connection) {
     struct request request;
-    char control[CMSG_SPACE(4 * sizeof(int))];
+    char control[CMSG_SPACE((1 + MAX_START_FDS) * sizeof(int))];
     struct iovec part = {&request, sizeof request};
     struct msghdr message = {.msg_iov = &part,
                              .msg_iovlen = 1,
@@ -166,7 +173,8 @@ void control_receive(struct shim *shim, int connection) {
         control_drop(shim, connection);
         return;
     }
-    cleanup_close int plan = -1;
+    int fds[1 + MAX_START_FDS] = {-1, -1, -1, -1};
+    size_t received = 0;
     for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header;
          header = CMSG_NXTHDR(&message, header)) {
         if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS)
@@ -175,8 +183,8 @@ void control_receive(struct shim *shim, int connection) {
         for (size_t i = 0; i < count; i++) {
             int fd;
             memcpy(&fd, CMSG_DATA(header) + i * sizeof fd, sizeof fd);
-            if (plan < 0)
-                plan = fd;
+            if (received < 1 + MAX_START_FDS)
+                fds[received++] = fd;
             else
                 close(fd);
         }
@@ -185,7 +193,9 @@ void control_receive(struct shim *shim, int connection) {
         request.version != CONTROL_VERSION) {
         struct request nothing = {0};
         refuse(shim, connection, &nothing, "request", "not a request of version 1", EPROTO);
-        return;
+    } else {
+        dispatch(shim, connection, &request, fds);
     }
-    dispatch(shim, connection, &request, plan);
+    for (size_t i = 0; i < received; i++)
+        close(fds[i]);
 }

@@ -29,7 +29,14 @@ enum { CONTROL_FD = 3, LISTEN_FD = 4, RUN_FD = 5 };
 /* epoll data: what a descriptor is. Connections are 100 + i; of process i it is 1000 + 8 i + kind.
  */
 enum { DATA_LISTEN = 1, DATA_CONNECTION = 100, DATA_PROCESS = 1000 };
-enum { KIND_STDOUT = 0, KIND_STDERR = 1, KIND_STATUS = 2, KIND_PIDFD = 3, KINDS = 8 };
+enum {
+    KIND_STDOUT = 0,
+    KIND_STDERR = 1,
+    KIND_STATUS = 2,
+    KIND_PIDFD = 3,
+    KIND_TERMINAL = 4,
+    KINDS = 8
+};
 
 int fail(struct failure *failure, const char *call, const char *object, int error) {
     failure->error = error;
@@ -80,7 +87,7 @@ size_t process_count(const struct shim *shim) {
 static void process_clear(struct process *process) {
     memset(process, 0, sizeof *process);
     process->pidfd = process->status_fd = process->log_fd = process->trace_fd = -1;
-    process->streams[0] = process->streams[1] = -1;
+    process->streams[0] = process->streams[1] = process->stdin_fd = process->terminal_fd = -1;
 }
 
 static void process_free(struct process *process) {
@@ -92,6 +99,8 @@ static void process_free(struct process *process) {
         munmap(process->trace, TRACE_BYTES);
     close_descriptor(&process->streams[0]);
     close_descriptor(&process->streams[1]);
+    close_descriptor(&process->stdin_fd);
+    close_descriptor(&process->terminal_fd);
     free(process->captured);
     process_clear(process);
 }
@@ -104,15 +113,16 @@ static int watch(struct shim *shim, int fd, uint64_t data, struct failure *failu
 
 static int watch_process(struct shim *shim, size_t index, struct failure *failure) {
     struct process *process = &shim->processes[index];
-    const int fds[] = {process->streams[0], process->streams[1], process->status_fd,
-                       process->pidfd};
+    const int fds[] = {process->streams[0], process->streams[1], process->status_fd, process->pidfd,
+                       process->terminal_fd};
     for (size_t kind = 0; kind < sizeof fds / sizeof *fds; kind++)
-        if (watch(shim, fds[kind], DATA_PROCESS + index * KINDS + kind, failure))
+        if (fds[kind] >= 0 && watch(shim, fds[kind], DATA_PROCESS + index * KINDS + kind, failure))
             return -failure->error;
     return 0;
 }
 
-int process_start(struct shim *shim, uint32_t number, int plan_fd, struct failure *failure) {
+int process_start(struct shim *shim, uint32_t number, int plan_fd,
+                  const struct start_request *request, struct failure *failure) {
     struct plan plan = {0};
     size_t index = 0;
     if (process_find(shim, number))
@@ -128,7 +138,7 @@ int process_start(struct shim *shim, uint32_t number, int plan_fd, struct failur
     if (!result) {
         process->used = true;
         process->number = number;
-        result = spawn_process(shim, &plan, process, failure);
+        result = spawn_process(shim, &plan, request, process, failure);
         if (!result)
             result = watch_process(shim, index, failure);
         if (result && process->pid > 0) {
@@ -166,6 +176,20 @@ static void on_status(struct shim *shim, struct process *process) {
     control_broadcast(shim, &event, NULL);
 }
 
+/* The child's terminal: its output is the process's stdout from here on. */
+static void on_terminal(struct shim *shim, struct process *process) {
+    struct failure failure;
+    int master = receive_descriptor(process->terminal_fd);
+    close_descriptor(&process->terminal_fd);
+    if (master < 0)
+        return; /* the child failed before; its failure says why */
+    close_descriptor(&process->streams[0]);
+    process->streams[0] = master;
+    size_t index = (size_t)(process - shim->processes);
+    if (watch(shim, master, DATA_PROCESS + index * KINDS + KIND_STDOUT, &failure))
+        close_descriptor(&process->streams[0]);
+}
+
 static void write_exit_record(struct shim *shim, const struct process *process, int status,
                               uint64_t stopped_at_ns, const struct rusage *usage) {
     struct exit_record record = {
@@ -199,6 +223,8 @@ static void on_exit_of(struct shim *shim, struct process *process) {
         return;
     if (process->status_fd >= 0)
         on_status(shim, process);
+    if (process->terminal_fd >= 0)
+        on_terminal(shim, process);
     stream_read(process, 0, true);
     stream_read(process, 1, true);
     if (process->failed) {
@@ -233,6 +259,10 @@ static void on_process(struct shim *shim, uint64_t data) {
         return;
     case KIND_PIDFD:
         on_exit_of(shim, process);
+        return;
+    case KIND_TERMINAL:
+        if (process->terminal_fd >= 0)
+            on_terminal(shim, process);
         return;
     }
 }

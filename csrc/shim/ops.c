@@ -372,6 +372,18 @@ static int do_join_process(struct child *child, const struct op *op, struct fail
                : 0;
 }
 
+static int do_sysctl(struct child *child, const struct op *op, struct failure *failure) {
+    (void)child;
+    const struct bytes *value = &op->arguments[1].bytes;
+    const char *path = op->arguments[0].bytes.data;
+    cleanup_close int fd = sys_openat2(AT_FDCWD, path, O_WRONLY, 0, RESOLVE_NO_SYMLINKS);
+    if (fd < 0)
+        return FAIL(failure, "openat2", path);
+    return write(fd, value->data, value->length) == (ssize_t)value->length
+               ? 0
+               : FAIL(failure, "write", path);
+}
+
 static int do_unshare(struct child *child, const struct op *op, struct failure *failure) {
     (void)child;
     return unshare((int)op->arguments[0].number) ? FAIL(failure, "unshare", "namespaces") : 0;
@@ -560,6 +572,10 @@ static execute_fn *const functions[] = {
     [OP_UMASK] = do_umask,
     [OP_WORKDIR] = do_workdir,
     [OP_EXEC] = do_exec,
+    [OP_SYSCTL] = do_sysctl,
+    [OP_INIT] = do_init,
+    [OP_PAUSE] = do_pause,
+    [OP_TERMINAL] = do_terminal,
 };
 
 int child_execute(struct child *child, const struct op *op, struct failure *failure) {

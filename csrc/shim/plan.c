@@ -113,17 +113,22 @@ static int take_argument(struct reader *reader, char kind, struct plan *plan, ui
     return -EBADMSG;
 }
 
-/* Parent operations come first, exec comes last and once. */
+/* Whether nothing can follow: the program runs, or the process waits for ever. */
+static bool is_last(uint16_t code) {
+    return code == OP_EXEC || code == OP_PAUSE;
+}
+
+/* Parent operations come first; what is last comes last and once. */
 static int check_order(const struct plan *plan) {
     bool in_child = false;
-    if (!plan->op_count || plan->ops[plan->op_count - 1].code != OP_EXEC)
+    if (!plan->op_count || !is_last(plan->ops[plan->op_count - 1].code))
         return -EBADMSG;
     for (uint16_t i = 0; i < plan->op_count; i++) {
         bool is_child = op_is_child(plan->ops[i].code);
         if (in_child && !is_child)
             return -EBADMSG;
         in_child = is_child;
-        if (plan->ops[i].code == OP_EXEC && i + 1 != plan->op_count)
+        if (is_last(plan->ops[i].code) && i + 1 != plan->op_count)
             return -EBADMSG;
     }
     return 0;

@@ -21,7 +21,7 @@
     64                    /* 10 containers (contract 8.4) and health checks and execs beside them  \
                            */
 #define MAX_CONNECTIONS 8 /* the supervisor, and commands that look */
-#define MAX_SLOTS 32      /* mounts cloned before pivot_root: image, files, own cgroup */
+#define MAX_SLOTS 256     /* mounts cloned before pivot_root: image, files, groups, volumes */
 #define MAX_ARGUMENTS 6   /* of one operation */
 #define MAX_LISTED 65536  /* strings of all lists of a plan: argv and environment */
 #define STREAM_BUFFER 65536
@@ -74,8 +74,10 @@ struct process {
     uint32_t number;
     pid_t pid;
     int pidfd;
-    int status_fd;  /* failure of the child, or end of file at execve */
-    int streams[2]; /* read ends: stdout, stderr */
+    int status_fd;   /* failure of the child, or end of file at execve */
+    int streams[2];  /* read ends: stdout, stderr; or the terminal in the first */
+    int stdin_fd;    /* write end of a stdin that is kept open */
+    int terminal_fd; /* where the child sends its terminal's master */
     int log_fd;
     bool running; /* execve succeeded */
     bool failed;  /* `failure` holds */
@@ -109,6 +111,13 @@ struct shim {
 #define FAIL(failure_, call_, object_) fail((failure_), (call_), (object_), errno)
 int fail(struct failure *failure, const char *call, const char *object, int error);
 
+/* Descriptors that came with a request to start, in the order of start_flags; -1: none. */
+#define MAX_START_FDS 3
+struct start_request {
+    uint32_t flags;
+    int fds[MAX_START_FDS];
+};
+
 uint64_t wall_ns(void);
 uint64_t monotonic_ns(void);
 
@@ -121,15 +130,24 @@ bool op_is_child(uint16_t code);
 /* spawn.c */
 int create_namespaces(struct shim *shim, uint64_t id_base, uint64_t id_count,
                       struct failure *failure);
-int spawn_process(struct shim *shim, const struct plan *plan, struct process *process,
-                  struct failure *failure);
+int spawn_process(struct shim *shim, const struct plan *plan, const struct start_request *request,
+                  struct process *process, struct failure *failure);
+int receive_descriptor(int socket);
 
 /* ops.c: executes one child operation. */
 struct child {
     const struct shim *shim;
+    int terminal_fd; /* socket for the terminal's master; -1: nobody wants one */
     int slots[MAX_SLOTS];
 };
 int child_execute(struct child *child, const struct op *op, struct failure *failure);
+
+/* init.c: the two operations that make a PID 1. */
+int do_init(struct child *child, const struct op *op, struct failure *failure);
+int do_pause(struct child *child, const struct op *op, struct failure *failure);
+
+/* terminal.c */
+int do_terminal(struct child *child, const struct op *op, struct failure *failure);
 
 /* streams.c */
 void stream_read(struct process *process, int stream, bool drain);
@@ -144,7 +162,8 @@ void control_event(const struct process *process, uint16_t type, struct event *e
 
 /* main.c */
 struct process *process_find(struct shim *shim, uint32_t number);
-int process_start(struct shim *shim, uint32_t number, int plan_fd, struct failure *failure);
+int process_start(struct shim *shim, uint32_t number, int plan_fd,
+                  const struct start_request *request, struct failure *failure);
 size_t process_count(const struct shim *shim);
 
 #endif

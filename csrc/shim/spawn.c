@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -87,6 +88,8 @@ struct request_parts {
     const char *trace;
     uint64_t capture_bytes;
     bool has_owner;
+    bool has_stdin;
+    bool has_terminal;
     uid_t stream_uid;
     gid_t stream_gid;
     const struct process *join;
@@ -97,8 +100,10 @@ static int read_parent_ops(struct shim *shim, const struct plan *plan, struct re
     for (uint16_t i = 0; i < plan->op_count; i++) {
         const struct op *op = &plan->ops[i];
         const struct argument *a = op->arguments;
+        if (op->code == OP_TERMINAL)
+            parts->has_terminal = true;
         if (op_is_child(op->code))
-            break;
+            continue;
         failure->op_index = i;
         failure->op_code = op->code;
         switch (op->code) {
@@ -121,6 +126,9 @@ static int read_parent_ops(struct shim *shim, const struct plan *plan, struct re
             if (a[0].number > EVENT_OUTPUT_BYTES)
                 return fail(failure, "capture", "more than an event can carry", E2BIG);
             parts->capture_bytes = a[0].number;
+            break;
+        case OP_STDIN:
+            parts->has_stdin = true;
             break;
         case OP_STREAMS:
             parts->has_owner = true;
@@ -157,15 +165,15 @@ static void reset_signals(void) {
 
 /* In the child: never returns. Only async-signal-safe calls: the plan is decoded, memory is there.
  */
-static void run_child(struct shim *shim, const struct plan *plan, uint64_t *trace, int out, int err,
-                      int status) {
+static void run_child(struct shim *shim, const struct plan *plan, uint64_t *trace,
+                      const int streams[3], int terminal, int status) {
     struct failure failure = {.op_index = 0xffff};
-    struct child child = {.shim = shim};
+    struct child child = {.shim = shim, .terminal_fd = terminal};
     int result = 0;
     for (int i = 0; i < MAX_SLOTS; i++)
         child.slots[i] = -1;
     reset_signals();
-    if (dup2(shim->null_fd, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0)
+    if (dup2(streams[0], 0) < 0 || dup2(streams[1], 1) < 0 || dup2(streams[2], 2) < 0)
         result = FAIL(&failure, "dup2", "standard streams");
     for (uint16_t i = 0; !result && i < plan->op_count; i++) {
         const struct op *op = &plan->ops[i];
@@ -187,11 +195,14 @@ static void run_child(struct shim *shim, const struct plan *plan, uint64_t *trac
 
 /* Starts `process` as the plan says. On return 0 it is cloned and on its way; its failure or its
  * execve arrives on process->status_fd. */
-int spawn_process(struct shim *shim, const struct plan *plan, struct process *process,
-                  struct failure *failure) {
+int spawn_process(struct shim *shim, const struct plan *plan, const struct start_request *request,
+                  struct process *process, struct failure *failure) {
     struct request_parts parts = {0};
     cleanup_close int cgroup_fd = -1;
-    cleanup_close int out_write = -1, err_write = -1, status_write = -1;
+    cleanup_close int in_read = -1, out_write = -1, err_write = -1, status_write = -1;
+    cleanup_close int terminal_end = -1;
+    int streams[3] = {shim->null_fd, -1, -1};
+    int terminal = -1;
     int ends[2];
 
     if (read_parent_ops(shim, plan, &parts, failure))
@@ -223,14 +234,34 @@ int spawn_process(struct shim *shim, const struct plan *plan, struct process *pr
     }
     if (parts.cgroup && (cgroup_fd = open(parts.cgroup, O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0)
         return FAIL(failure, "open", parts.cgroup);
-    if (make_stream(&parts, ends, failure))
-        return -failure->error;
-    process->streams[0] = ends[0];
-    out_write = ends[1];
-    if (make_stream(&parts, ends, failure))
-        return -failure->error;
-    process->streams[1] = ends[0];
-    err_write = ends[1];
+    if (request->flags & START_STREAMS) {
+        memcpy(streams, request->fds, sizeof streams);
+    } else {
+        if (make_stream(&parts, ends, failure))
+            return -failure->error;
+        process->streams[0] = ends[0];
+        streams[1] = out_write = ends[1];
+        if (make_stream(&parts, ends, failure))
+            return -failure->error;
+        process->streams[1] = ends[0];
+        streams[2] = err_write = ends[1];
+        if (parts.has_stdin) {
+            if (pipe2(ends, O_CLOEXEC))
+                return FAIL(failure, "pipe2", "stdin");
+            streams[0] = in_read = ends[0];
+            process->stdin_fd = ends[1];
+            if (parts.has_owner && fchown(in_read, parts.stream_uid, parts.stream_gid))
+                return FAIL(failure, "fchown", "stdin");
+        }
+    }
+    if (request->flags & START_TERMINAL) {
+        terminal = request->fds[0];
+    } else if (parts.has_terminal) {
+        if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends))
+            return FAIL(failure, "socketpair", "terminal");
+        process->terminal_fd = ends[0];
+        terminal = terminal_end = ends[1];
+    }
     if (pipe2(ends, O_CLOEXEC))
         return FAIL(failure, "pipe2", "status");
     process->status_fd = ends[0];
@@ -244,7 +275,7 @@ int spawn_process(struct shim *shim, const struct plan *plan, struct process *pr
         process->trace[0] = process->cloned_monotonic_ns;
     process->pid = clone3(parts.flags, &process->pidfd, cgroup_fd);
     if (process->pid == 0)
-        run_child(shim, plan, process->trace, out_write, err_write, status_write);
+        run_child(shim, plan, process->trace, streams, terminal, status_write);
     int error = errno;
     if (parts.join && setns(shim->pidns_fd, CLONE_NEWPID))
         return FAIL(failure, "setns", "own pid namespace"); /* cannot fail: it is our own */

@@ -22,7 +22,7 @@ from fargatelite.cgroups.detect import detect_driver
 from fargatelite.errors import FargateliteError
 from fargatelite.host import Host, read_boot_id
 from fargatelite.meter.ledger import LedgerHeader
-from fargatelite.network.slot import PortPublication
+from fargatelite.network.slot import PortPublication, Slot
 from fargatelite.rundir import RunDirectory
 from fargatelite.runtime import launch, record
 from fargatelite.runtime import task as machine
@@ -34,11 +34,19 @@ from fargatelite.runtime.events import (
     TaskEvent,
     encode_event,
 )
+from fargatelite.runtime.reasons import (
+    describe_failure,
+    reason_of,
+    start_failure_exit_code,
+    stop_signal_of,
+)
 from fargatelite.runtime.supervise import Supervisor
 from fargatelite.runtime.trace import Timeline, read_op_trace
 from fargatelite.runtime.transitions import step, will_restart
+from fargatelite.runtime.volumes import list_mounts, prepare_volumes
 from fargatelite.sandbox.compile import ContainerSpec, compile_container, compile_health_check
-from fargatelite.sandbox.plan import Plan, describe_op, encode_plan
+from fargatelite.sandbox.mounts import VolumeMount
+from fargatelite.sandbox.plan import Plan, encode_plan
 from fargatelite.shim import (
     Failure,
     ProcessExited,
@@ -46,7 +54,7 @@ from fargatelite.shim import (
     ProcessStarted,
     Refused,
 )
-from fargatelite.taskdef.fields import TaskDefinition
+from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
 
 if TYPE_CHECKING:
     from fargatelite.images.image import Image, PullProgress
@@ -57,7 +65,6 @@ __all__ = ["SupervisedTask"]
 logger = logging.getLogger(__name__)
 
 HEALTH_CHECK_NUMBER = 1000  # process numbers in the shim: containers from 0, checks from here
-_SIGNALS = dict(signal.Signals.__members__)
 
 
 class _Container:
@@ -71,55 +78,6 @@ class _Container:
         self.plan: Plan = ()
         self.cancel_check_timeout: Callable[[], None] | None = None
         self.is_check_timed_out = False
-
-
-def stop_signal_of(text: str | None) -> int:
-    """The number of an image's STOPSIGNAL (`SIGQUIT`, `QUIT` or `3`); SIGTERM for none or an
-    unknown one (contract 3.6)."""
-    if not text:
-        return signal.SIGTERM
-    if text.isascii() and text.isdigit():
-        number = int(text)
-        return number if 0 < number < signal.NSIG else signal.SIGTERM
-    name = text.upper()
-    return _SIGNALS.get(name if name.startswith("SIG") else f"SIG{name}", signal.SIGTERM)
-
-
-def describe_failure(failure: Failure, plan: Plan, what: str) -> str:
-    """What failed, on what, as one line for `reason`."""
-    error = os.strerror(failure.errno)
-    if failure.op_index is None or failure.op_index >= len(plan):
-        return f"{what}: {failure.call} {failure.path}: {error}"
-    item = plan[failure.op_index]
-    if item.name == "exec":
-        # The text that Docker and Fargate users know.
-        return f'{what}: exec: "{failure.path}": {_exec_error(failure.errno, failure.path)}'
-    return (
-        f"{what}: {failure.call} {failure.path}: {error} "
-        f"(operation {failure.op_index}: {describe_op(item)[:200]})"
-    )
-
-
-def _exec_error(number: int, program: str) -> str:
-    import errno
-
-    if number in (errno.ENOENT, errno.ENOTDIR):
-        return (
-            "no such file or directory" if "/" in program else "executable file not found in $PATH"
-        )
-    if number == errno.ENOEXEC:
-        return "exec format error"
-    return os.strerror(number).lower()
-
-
-def start_failure_exit_code(failure: Failure, plan: Plan) -> int | None:
-    """127 for a program that is not there, 126 for one that cannot be run, as podman and sh; None
-    when the sandbox failed before."""
-    import errno
-
-    if failure.op_index is None or plan[failure.op_index].name != "exec":
-        return None
-    return 127 if failure.errno in (errno.ENOENT, errno.ENOTDIR) else 126
 
 
 class SupervisedTask:
@@ -167,6 +125,7 @@ class SupervisedTask:
         self._pull_cancelled = threading.Event()
         self._desired_watch: object = None
         self._leftovers: list[str] = []
+        self._volume_lock = threading.Lock()
         self.changed = threading.Condition()
         self.is_finished = False
 
@@ -347,7 +306,7 @@ class SupervisedTask:
                 launched.cgroup,
             )
         except (FargateliteError, OSError) as error:
-            reason = _reason(error, "ResourceInitializationError")
+            reason = reason_of(error, "ResourceInitializationError")
             self._post_event(machine.ProvisionFailed(at_ns=time.time_ns(), reason=reason))
             return
         self.supervisor.post(lambda: self._provisioned(launched))
@@ -395,7 +354,7 @@ class SupervisedTask:
                         image, Path(self.settings.run_root), self.run.task_id
                     )
             except (FargateliteError, OSError) as error:
-                reason = _reason(error, "CannotPullContainerError")
+                reason = reason_of(error, "CannotPullContainerError")
                 self._post_event(machine.PullFailed(at_ns=time.time_ns(), name=name, reason=reason))
                 return
             held = self._containers[name]
@@ -431,6 +390,7 @@ class SupervisedTask:
             with self.timeline.phase(f"prepare {name}"):
                 container = next(c for c in self.definition.containers if c.name == name)
                 cgroup = launch.create_container(self.settings, self.run, launched.slot, container)
+                volumes = self._prepare_volumes(container, held.image, launched.slot)
                 held.spec = launch.make_spec(
                     settings=self.settings,
                     host=self._host,
@@ -442,18 +402,39 @@ class SupervisedTask:
                     image=held.image,
                     image_path=held.image_path,
                     trace=self._trace,
+                    volumes=volumes,
+                    pid_holder=launch.PID_HOLDER if self._has_shared_pids else None,
                 )
                 held.plan = compile_container(held.spec)
                 data = encode_plan(held.plan)
                 self._sampler.add_container(self.run.task_id, name, cgroup)
             launched.shim.start_process(held.number, data)
         except (FargateliteError, OSError, ValueError) as error:
-            reason = _reason(error, "CannotStartContainerError")
+            reason = reason_of(error, "CannotStartContainerError")
             self._post_event(
                 machine.ContainerStartFailed(
                     at_ns=time.time_ns(), name=name, reason=reason, exit_code=None
                 )
             )
+
+    def _prepare_volumes(
+        self, container: ContainerDefinition, image: Image, slot: Slot
+    ) -> tuple[VolumeMount, ...]:
+        from fargatelite.runtime.images import open_store
+
+        images = {name: held.image for name, held in self._containers.items()}
+        mounts = list_mounts(self.definition, container, images)
+        if not mounts:
+            return ()
+        with self._volume_lock:
+            return prepare_volumes(
+                self.settings, self.run.task_id, slot, mounts, image,
+                open_store(self.settings).unpack_directory,
+            )  # fmt: skip
+
+    @property
+    def _has_shared_pids(self) -> bool:
+        return self.definition.pid_mode == "task"
 
     def _restart_container(self, name: str) -> None:
         """The same group and writable layer; processes that outlived the first one go before."""
@@ -468,7 +449,7 @@ class SupervisedTask:
                 machine.ContainerStartFailed(
                     at_ns=time.time_ns(),
                     name=name,
-                    reason=_reason(error, "CannotStartContainerError"),
+                    reason=reason_of(error, "CannotStartContainerError"),
                     exit_code=None,
                 )
             )
@@ -486,6 +467,8 @@ class SupervisedTask:
         match event:
             case None:
                 self._shim_gone(now)
+            case ProcessExited(number=launch.PID_HOLDER):
+                logger.error("task %s: its pid namespace is gone", self.run.task_id)
             case ProcessStarted(number=number, pid=pid, setup_ns=setup_ns):
                 name, is_check = self._by_number(number)
                 if not is_check:
@@ -538,6 +521,9 @@ class SupervisedTask:
                 self._sampler.remove_container(self.run.task_id, name)  # a last sample, at its end
             except OSError as error:
                 logger.error("task %s: ledger: %s", self.run.task_id, error)
+        if self._has_shared_pids:
+            # No pid namespace ends with it: what it left behind is ended by its group.
+            self._submit(lambda: self._driver.kill(names.cgroup_path(self.run.task_id, name)))
         oom = exit_code == 128 + signal.SIGKILL and self._was_oom_killed(name)
         self._feed(
             machine.ContainerExited(at_ns=stopped_at_ns, name=name, exit_code=exit_code, oom=oom)
@@ -645,9 +631,3 @@ class SupervisedTask:
         with self.changed:
             self.is_finished = True
             self.changed.notify_all()
-
-
-def _reason(error: Exception, prefix: str) -> str:
-    """`Prefix: detail`, as ECS words it (contract 3.2)."""
-    name = getattr(error, "ecs_name", None) or prefix
-    return f"{name}: {error}"

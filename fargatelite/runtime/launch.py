@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fargatelite import names
 from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits
 from fargatelite.cgroups.detect import detect_driver
-from fargatelite.errors import FargateliteError
+from fargatelite.errors import FargateliteError, SandboxFailed
 from fargatelite.host import Host
 from fargatelite.network.slot import PortPublication, Slot, hosts_text, resolv_conf_text
 from fargatelite.rundir import RunDirectory
@@ -25,13 +25,17 @@ from fargatelite.sandbox.compile import (
     ContainerSpec,
     HostLimits,
     capabilities_of,
+    compile_pause,
     compile_rlimits,
+    compile_sysctls,
     resolve_process,
 )
+from fargatelite.sandbox.mounts import TmpfsMount, VolumeMount, parse_tmpfs
+from fargatelite.sandbox.plan import encode_plan
 from fargatelite.sandbox.rootfs import Directories
 from fargatelite.sandbox.seccomp import load_program
 from fargatelite.settings import Settings
-from fargatelite.shim import Ready, Shim
+from fargatelite.shim import ProcessStarted, Ready, Shim
 from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
 
 if TYPE_CHECKING:
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from fargatelite.images.image import Image
 
 __all__ = [
+    "PID_HOLDER",
     "Launched",
     "create_container",
     "make_spec",
@@ -51,10 +56,14 @@ __all__ = [
 
 PERIOD_US = 100_000  # contract 4.3
 CPU_UNITS_PER_CPU = 1024
+SHIM_TIMEOUT_S = 10.0
 MIN_SHARES = 2  # contract 2.2: null, 0 and 1 mean 2
 PIDS_PER_TASK = 32768
 """No limit is documented for Fargate (contract 4.3); this one keeps a fork bomb from taking the
 host's pids (4,194,304 on 64 bit) from everybody else."""
+
+PID_HOLDER = 900
+"""Process number of the pid namespace's PID 1 in a task with pidMode `task`."""
 
 METADATA = "http://169.254.170.2"
 
@@ -154,6 +163,9 @@ def provision(
             cgroup = detect_driver().create(names.cgroup_path(run.task_id), task_limits(definition))
         with timeline.phase("namespaces"):
             ready = shim.wait_ready()
+        if definition.pid_mode == "task":
+            with timeline.phase("pid namespace"):
+                _start_pid_holder(settings, run, shim)
         with timeline.phase("network"):
             connect.connect(slot, ready.network_namespace, publish=publish)
         hostname = hostname_of(slot)
@@ -165,6 +177,31 @@ def provision(
         shim.close()
         raise
     return Launched(slot, cgroup, shim, ready)
+
+
+def _start_pid_holder(settings: Settings, run: RunDirectory, shim: Shim) -> None:
+    # A group of its own: v2 has no processes in a group that has groups below it, and no container
+    # is named with a dot.
+    cgroup = detect_driver().create(
+        names.cgroup_path(run.task_id, ".pids"),
+        CgroupLimits(
+            cpu_quota_us=None,
+            cpu_period_us=PERIOD_US,
+            cpu_shares=MIN_SHARES,
+            memory_bytes=None,
+            memory_soft_bytes=None,
+            pids_max=None,
+        ),
+    )
+    plan = compile_pause(
+        join_files=cgroup.join_files,
+        clone_into=cgroup.clone_into,
+        seccomp=load_program(settings.cache, 0),
+    )
+    shim.start_process(PID_HOLDER, encode_plan(plan))
+    started = shim.receive(SHIM_TIMEOUT_S)
+    if not isinstance(started, ProcessStarted):
+        raise SandboxFailed(f"cannot make the task's pid namespace: {started}")
 
 
 def _own_group_mounts(cgroup: Cgroup) -> dict[str, str]:
@@ -209,6 +246,8 @@ def make_spec(
     image: Image,
     image_path: Path,
     trace: bool,
+    volumes: tuple[VolumeMount, ...] = (),
+    pid_holder: int | None = None,
 ) -> ContainerSpec:
     """A container's specification from definition and image; makes nothing.
 
@@ -218,6 +257,12 @@ def make_spec(
     linux = container.linux_parameters
     added: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    tmpfs: tuple[TmpfsMount, ...] = ()
+    if linux is not None:
+        tmpfs = tuple(
+            parse_tmpfs(item.container_path, item.size_mib, item.mount_options)
+            for item in linux.tmpfs
+        )
     if linux is not None and linux.capabilities is not None:
         added, dropped = tuple(linux.capabilities.add), tuple(linux.capabilities.drop)
     hostname = hostname_of(slot)
@@ -251,6 +296,8 @@ def make_spec(
                 "/etc/resolv.conf": str(files / "resolv.conf"),
             },
             groups=_own_group_mounts(cgroup),
+            volumes=volumes,
+            tmpfs=tmpfs,
         ),
         id_base=slot.uid_base,
         hostname=hostname,
@@ -265,6 +312,13 @@ def make_spec(
         ),
         trace_path=f"trace-{number}" if trace else None,
         readonly_root=container.readonly_root_filesystem,
+        sysctls=compile_sysctls(
+            tuple((item.namespace or "", item.value or "") for item in container.system_controls)
+        ),
+        has_init=linux is not None and linux.init_process_enabled,
+        has_stdin=container.interactive,
+        has_terminal=container.pseudo_terminal,
+        pid_holder=pid_holder,
     )
 
 

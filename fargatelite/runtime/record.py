@@ -18,7 +18,7 @@ from fargatelite.runtime.describe import TaskFacts, describe_task
 from fargatelite.runtime.task import TaskState
 from fargatelite.runtime.trace import Phase
 from fargatelite.settings import Settings
-from fargatelite.taskdef.load import load_definition
+from fargatelite.taskdef.load import load_recorded
 
 __all__ = [
     "RECORD_VERSION",
@@ -54,7 +54,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     def describe(self) -> dict[str, Any]:
         """The task in the shape of DescribeTasks."""
-        return describe_task(self.state, load_definition(self.definition), self.facts)
+        return describe_task(self.state, load_recorded(self.definition), self.facts)
 
 
 def encode_record(record: TaskRecord) -> bytes:

@@ -12,7 +12,7 @@ from fargatelite.errors import CgroupFailed
 from fargatelite.meter.ledger import read_ledger, summarise
 from fargatelite.runtime.record import TaskRecord
 from fargatelite.settings import Settings
-from fargatelite.taskdef.load import load_definition
+from fargatelite.taskdef.load import load_recorded
 
 if TYPE_CHECKING:
     from fargatelite.billing.bill import Bill
@@ -67,7 +67,7 @@ def compute_task_bill(settings: Settings, record: TaskRecord) -> Bill:
     from fargatelite.billing.bill import BillableLife, compute_bill
     from fargatelite.billing.prices import load_price_book
 
-    definition = load_definition(record.definition)
+    definition = load_recorded(record.definition)
     try:
         usage = summarise(read_ledger(settings.ledgers / f"{record.task_id}.ledger"))
     except FileNotFoundError:

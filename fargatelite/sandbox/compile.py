@@ -15,7 +15,13 @@ from fargatelite.errors import SandboxFailed
 from fargatelite.sandbox.capabilities import container_mask
 from fargatelite.sandbox.environment import compose_environment, exec_candidates
 from fargatelite.sandbox.plan import Op, Plan, op
-from fargatelite.sandbox.rootfs import IN_ROOT, Directories, compile_mounts, compile_root
+from fargatelite.sandbox.rootfs import (
+    IN_ROOT,
+    TTY_GROUP,
+    Directories,
+    compile_mounts,
+    compile_root,
+)
 from fargatelite.sandbox.users import User, resolve_user
 
 __all__ = [
@@ -25,6 +31,8 @@ __all__ = [
     "capabilities_of",
     "compile_container",
     "compile_health_check",
+    "compile_pause",
+    "compile_sysctls",
     "resolve_process",
 ]
 
@@ -79,7 +87,8 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that one container's plan is made of.
 
     `number` is its process number in the shim, `id_base` the host's id of its root, `join_files`
-    and `clone_into` come from its Cgroup, `seccomp` is a BPF program (empty: none).
+    and `clone_into` come from its Cgroup, `seccomp` is a BPF program (empty: none), `sysctls` are
+    files below /proc/sys with their values.
     """
 
     name: str
@@ -96,6 +105,12 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     trace_path: str | None = None
     rlimits: tuple[tuple[str, int, int], ...] = ()
     readonly_root: bool = False
+    sysctls: tuple[tuple[str, str], ...] = ()
+    has_init: bool = False
+    has_stdin: bool = False
+    has_terminal: bool = False
+    pid_holder: int | None = None
+    """Process whose pid namespace is the container's (pidMode task); None: one of its own."""
 
 
 def resolve_process(
@@ -175,7 +190,33 @@ def compile_rlimits(
     return (("nofile", nofile, nofile), *ulimits)
 
 
-def _privileges(spec: ContainerSpec, process: Process) -> list[Op]:
+def compile_sysctls(controls: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """`systemControls` as files: dots separate, and a slash stands for a dot (sysctl(8)).
+
+    Source: contract 4.6.
+    """
+    swapped = str.maketrans("./", "/.")
+    return tuple((f"/proc/sys/{name.translate(swapped)}", value) for name, value in controls)
+
+
+def compile_pause(*, join_files: tuple[str, ...], clone_into: str | None, seccomp: bytes) -> Plan:
+    """The plan of a task's pid namespace (pidMode task): a PID 1 that is no container, nobody, and
+    may do nothing. Source: contract 4.5."""
+    nobody = 65534
+    return (
+        op("namespaces", CLONE_NEWPID, clone_into or ""),
+        *(op("join_cgroup", path) for path in join_files),
+        op("keyring"),
+        op("user_namespace"),
+        op("seccomp", seccomp),
+        op("bounding", 0),
+        op("user", nobody, nobody, b""),
+        op("capabilities", 0, 0, 0),
+        op("pause"),
+    )
+
+
+def _privileges(spec: ContainerSpec, process: Process, *, is_main: bool = False) -> list[Op]:
     """From real root in the host's user namespace to the container's user. The filter comes before
     the capabilities go, since installing it without no_new_privs needs CAP_SYS_ADMIN."""
     user = process.user
@@ -192,6 +233,7 @@ def _privileges(spec: ContainerSpec, process: Process) -> list[Op]:
         op("capabilities", permitted, 0, 0),
         op("umask", 0o022),
         op("workdir", process.working_directory),
+        *((op("init"),) if is_main and spec.has_init else ()),
         op(
             "exec",
             process.argv,
@@ -207,20 +249,24 @@ def _privileges(spec: ContainerSpec, process: Process) -> list[Op]:
 def compile_container(spec: ContainerSpec) -> Plan:
     """The plan that starts a container in namespaces of its own."""
     base, process = spec.id_base, spec.process
+    has_own_pids = spec.pid_holder is None
     ops = [
         op(
             "namespaces",
-            CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS,
+            CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | (CLONE_NEWPID if has_own_pids else 0),
             spec.clone_into or "",
         ),
+        *((op("join_pid", spec.pid_holder),) if spec.pid_holder is not None else ()),
         op("log", spec.log_path),
+        *((op("stdin"),) if spec.has_stdin else ()),
         op("streams", base + process.user.uid, base + process.user.gid),
         *((op("trace", spec.trace_path),) if spec.trace_path is not None else ()),
         *(op("join_cgroup", path) for path in spec.join_files),
         op("unshare", CLONE_NEWCGROUP),
         op("join_network"),
         *compile_root(spec.directories),
-        *compile_mounts(spec.directories, base),
+        *compile_mounts(spec.directories, base, spec.sysctls),
+        *_terminal(spec, base),
         # Docker makes a missing working directory, owned by root.
         op("mkdir", process.working_directory, 0o755, base, base, IN_ROOT),
         op("hostname", spec.hostname),
@@ -228,7 +274,13 @@ def compile_container(spec: ContainerSpec) -> Plan:
     ]
     if spec.readonly_root:
         ops.append(op("readonly", "/", 0))
-    return (*ops, *_privileges(spec, process))
+    return (*ops, *_privileges(spec, process, is_main=True))
+
+
+def _terminal(spec: ContainerSpec, base: int) -> tuple[Op, ...]:
+    if not spec.has_terminal:
+        return ()
+    return (op("terminal", base + spec.process.user.uid, base + TTY_GROUP),)
 
 
 def compile_health_check(spec: ContainerSpec, command: tuple[str, ...]) -> Plan:

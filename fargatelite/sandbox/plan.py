@@ -79,6 +79,7 @@ OPERATIONS: dict[str, Operation] = {
         _operation("log", 3, "parent", "path:s", "append stdout and stderr to this file"),
         _operation("capture", 4, "parent", "max_bytes:u", "keep the end of stdout and stderr"),
         _operation("streams", 5, "parent", "uid:u gid:u", "owner of the stdout and stderr pipes"),
+        _operation("stdin", 7, "parent", "", "keep stdin open: nothing to read, no end of file"),
         _operation(
             "trace", 6, "parent", "path:s", "write when each operation ended (ns) to this file"
         ),
@@ -134,6 +135,16 @@ OPERATIONS: dict[str, Operation] = {
             "effective = permitted",
         ),
         _operation("no_new_privileges", 40, "child", "", "PR_SET_NO_NEW_PRIVS"),
+        _operation("sysctl", 45, "child", "path:s value:s", "write below /proc/sys"),
+        _operation(
+            "terminal", 48, "child", "uid:u gid:u",
+            "a pseudo terminal of the container's own as stdin, stdout, stderr and /dev/console",
+        ),
+        _operation(
+            "init", 46, "child", "",
+            "fork: the new process goes on, this one stays as PID 1, reaps and forwards signals",
+        ),
+        _operation("pause", 47, "child", "", "never go on: hold the pid namespace and reap"),
         _operation("umask", 41, "child", "mode:u", "umask(2)"),
         _operation("workdir", 42, "child", "path:s", "chdir(2) as the user; must be below /"),
         _operation(

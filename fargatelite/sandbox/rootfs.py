@@ -11,9 +11,15 @@ import stat
 
 import msgspec
 
+from fargatelite.sandbox.mounts import (
+    TmpfsMount,
+    VolumeMount,
+    compile_clones,
+    compile_user_mounts,
+)
 from fargatelite.sandbox.plan import Op, op
 
-__all__ = ["Directories", "compile_mounts", "compile_root"]
+__all__ = ["TTY_GROUP", "Directories", "compile_mounts", "compile_root"]
 
 # include/uapi/linux/openat2.h
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
@@ -62,7 +68,7 @@ DEVICE_LINKS = (
 SHM_BYTES = 64 * 1024 * 1024  # contract 4.3: Docker's default, not configurable on Fargate
 DEV_BYTES = 65536 * 1024
 _SHM = "/dev/shm"  # noqa: S108 - the container's, not a temporary file of ours
-_TTY_GROUP = 5  # gid of group tty in Debian, Fedora and Alpine: owner of pseudo terminals
+TTY_GROUP = 5  # gid of group tty in Debian, Fedora and Alpine: owner of pseudo terminals
 
 
 class Directories(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +83,13 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
     image: str
     files: dict[str, str]
     groups: dict[str, str]
+    volumes: tuple[VolumeMount, ...] = ()
+    tmpfs: tuple[TmpfsMount, ...] = ()
+
+    @property
+    def volume_slot(self) -> int:
+        """The slot of the first volume, behind image, files and groups."""
+        return IMAGE_SLOT + 1 + len(self.files) + len(self.groups)
 
 
 def compile_root(directories: Directories) -> list[Op]:
@@ -87,6 +100,7 @@ def compile_root(directories: Directories) -> list[Op]:
     for slot, path in enumerate(outside, IMAGE_SLOT + 1):
         attributes = 0 if path in directories.files.values() else RDONLY | NOSUID | NODEV | NOEXEC
         ops.append(op("open_tree", slot, path, attributes, 0, 0))
+    ops += compile_clones(directories.volumes, directories.volume_slot)
     ops.append(op("chdir", directories.container))
     ops.append(op("move_mount", IMAGE_SLOT, "lower", RESOLVE_NO_SYMLINKS))
     # Relative, so that no path of the host needs escaping. volatile (Linux 5.10): the layer goes
@@ -105,13 +119,24 @@ def _mount(kind: str, target: str, attributes: int, *options: str) -> Op:
     return op("mount", kind, kind, target, attributes, RESOLVE_NO_SYMLINKS, options)
 
 
-def compile_mounts(directories: Directories, id_base: int) -> list[Op]:
-    """What lies over the image: /proc, /sys, /dev, generated files, the own group; then the masks.
+def compile_mounts(
+    directories: Directories, id_base: int, sysctls: tuple[tuple[str, str], ...] = ()
+) -> list[Op]:
+    """What lies over the image: the user's mounts, /proc, /sys, /dev, generated files, the own
+    group; then the masks.
 
     `id_base` is the host's id of the container's root, the owner of all that is made here.
+    `sysctls` are files below /proc/sys and their values, of namespaces that the task owns.
     """
     base, owner = id_base, (f"uid={id_base}", f"gid={id_base}")
-    ops = [
+
+    def user_mounts(*, in_dev: bool) -> list[Op]:
+        return compile_user_mounts(
+            directories.volumes, directories.tmpfs, directories.volume_slot, base, in_dev=in_dev
+        )
+
+    ops = user_mounts(in_dev=False)
+    ops += [
         _system("/proc", base, 0o555),
         _mount("proc", "/proc", NOSUID | NODEV | NOEXEC),
         _system("/sys", base, 0o555),
@@ -125,7 +150,7 @@ def compile_mounts(directories: Directories, id_base: int) -> list[Op]:
         op("mkdir", "/dev/pts", 0o755, base, base, RESOLVE_NO_SYMLINKS),
         _mount(
             "devpts", "/dev/pts", NOSUID | NOEXEC,
-            "newinstance", "ptmxmode=0666", "mode=0620", f"gid={base + _TTY_GROUP}",
+            "newinstance", "ptmxmode=0666", "mode=0620", f"gid={base + TTY_GROUP}",
         ),
         op("mkdir", _SHM, 0o1777, base, base, RESOLVE_NO_SYMLINKS),
         _mount(
@@ -149,6 +174,8 @@ def compile_mounts(directories: Directories, id_base: int) -> list[Op]:
             ops.append(op("move_mount", slot, inside, RESOLVE_NO_SYMLINKS))
             slot += 1
         ops.append(op("readonly", "/sys/fs/cgroup", 1))
+    ops += user_mounts(in_dev=True)
+    ops += [op("sysctl", path, value) for path, value in sysctls]
     ops += [op("mask", path) for path in MASKED_PATHS]
     ops += [op("readonly", path, 1) for path in READONLY_PATHS]
     return ops

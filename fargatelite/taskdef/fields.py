@@ -154,7 +154,10 @@ class Capabilities(_Shape, frozen=True, kw_only=True):
     drop: Annotated[tuple[str, ...], Effect("sandbox.capabilities.container_mask", "2.7")] = ()
 
 
-_VOLUME = NotYet()
+_VOLUME = Effect("runtime.volumes.list_mounts", "2.6")
+_TMPFS = Effect("sandbox.mounts.parse_tmpfs", "2.7")
+_EFS = NotYet()
+_SYSCTL = Effect("sandbox.compile.compile_sysctls", "4.6")
 _SECRET = NotYet()
 _LOGGING = NotYet()
 _ENVIRONMENT_FILE = NotYet()
@@ -216,8 +219,8 @@ class LogConfiguration(_Shape, frozen=True, kw_only=True):
 class SystemControl(_Shape, frozen=True, kw_only=True):
     """SystemControl (contract 4.6)."""
 
-    namespace: Annotated[str | None, NotYet()] = None
-    value: Annotated[str | None, NotYet()] = None
+    namespace: Annotated[str | None, _SYSCTL] = None
+    value: Annotated[str | None, _SYSCTL] = None
 
 
 class FirelensConfiguration(_Shape, frozen=True, kw_only=True):
@@ -230,26 +233,26 @@ class FirelensConfiguration(_Shape, frozen=True, kw_only=True):
 class Tmpfs(_Shape, frozen=True, kw_only=True):
     """Tmpfs (contract 2.7)."""
 
-    container_path: Annotated[str, NotYet()]
-    size_mib: Annotated[int, NotYet()] = field(name="size")
-    mount_options: Annotated[tuple[str, ...], NotYet()] = ()
+    container_path: Annotated[str, _TMPFS]
+    size_mib: Annotated[int, _TMPFS] = field(name="size")
+    mount_options: Annotated[tuple[str, ...], _TMPFS] = ()
 
 
 class EfsAuthorization(_Shape, frozen=True, kw_only=True):
     """EFSAuthorizationConfig."""
 
-    access_point_id: Annotated[str | None, _VOLUME] = None
-    iam: Annotated[str, _VOLUME] = "DISABLED"
+    access_point_id: Annotated[str | None, _EFS] = None
+    iam: Annotated[str, _EFS] = "DISABLED"
 
 
 class EfsVolume(_Shape, frozen=True, kw_only=True):
     """EFSVolumeConfiguration (contract 2.6)."""
 
-    file_system_id: Annotated[str, _VOLUME]
-    root_directory: Annotated[str, _VOLUME] = "/"
-    transit_encryption: Annotated[str, _VOLUME] = "DISABLED"
-    transit_encryption_port: Annotated[int | None, _VOLUME] = None
-    authorization_config: Annotated[EfsAuthorization | None, _VOLUME] = None
+    file_system_id: Annotated[str, _EFS]
+    root_directory: Annotated[str, _EFS] = "/"
+    transit_encryption: Annotated[str, _EFS] = "DISABLED"
+    transit_encryption_port: Annotated[int | None, _EFS] = None
+    authorization_config: Annotated[EfsAuthorization | None, _EFS] = None
 
 
 class HostVolume(_Shape, frozen=True, kw_only=True):
@@ -263,7 +266,7 @@ class Volume(_Shape, frozen=True, kw_only=True):
 
     name: Annotated[str | None, _VOLUME] = None
     host: Annotated[HostVolume | None, _VOLUME] = None
-    efs: Annotated[EfsVolume | None, _VOLUME] = field(default=None, name="efsVolumeConfiguration")
+    efs: Annotated[EfsVolume | None, _EFS] = field(default=None, name="efsVolumeConfiguration")
     configured_at_launch: Annotated[bool, NotYet()] = False
     docker_volume_configuration: Annotated[
         dict[str, Any] | None, _unsupported("dockerVolumeConfiguration")
@@ -280,8 +283,10 @@ class LinuxParameters(_Shape, frozen=True, kw_only=True):
     capabilities: Annotated[
         Capabilities | None, Effect("sandbox.capabilities.container_mask", "2.7")
     ] = None
-    init_process_enabled: Annotated[bool, NotYet()] = False
-    tmpfs: Annotated[tuple[Tmpfs, ...], NotYet()] = ()
+    init_process_enabled: Annotated[bool, Effect("sandbox.compile.compile_container", "2.7")] = (
+        False
+    )
+    tmpfs: Annotated[tuple[Tmpfs, ...], _TMPFS] = ()
     devices: Annotated[tuple[dict[str, Any], ...], _unsupported("devices")] = ()
     shared_memory_size: Annotated[int | None, _unsupported("sharedMemorySize")] = None
     max_swap: Annotated[int | None, _unsupported("maxSwap")] = None
@@ -329,10 +334,10 @@ class ContainerDefinition(_Shape, frozen=True, kw_only=True):
     mount_points: Annotated[tuple[MountPoint, ...], _VOLUME] = ()
     volumes_from: Annotated[tuple[VolumeFrom, ...], _VOLUME] = ()
     secrets: Annotated[tuple[Secret, ...], _SECRET] = ()
-    interactive: Annotated[bool, NotYet()] = False
-    pseudo_terminal: Annotated[bool, NotYet()] = False
+    interactive: Annotated[bool, Effect("sandbox.compile.compile_container")] = False
+    pseudo_terminal: Annotated[bool, Effect("sandbox.compile.compile_container")] = False
     log_configuration: Annotated[LogConfiguration | None, _LOGGING] = None
-    system_controls: Annotated[tuple[SystemControl, ...], NotYet()] = ()
+    system_controls: Annotated[tuple[SystemControl, ...], _SYSCTL] = ()
     firelens_configuration: Annotated[FirelensConfiguration | None, _LOGGING] = None
 
     links: Annotated[
@@ -409,7 +414,7 @@ class TaskDefinition(_Shape, frozen=True, kw_only=True):
     ] = None
     tags: Annotated[tuple[Tag, ...], Recorded("shown by describe")] = ()
 
-    pid_mode: Annotated[str | None, NotYet()] = None
+    pid_mode: Annotated[str | None, Effect("sandbox.compile.compile_pause", "4.5")] = None
     volumes: Annotated[tuple[Volume, ...], _VOLUME] = ()
     proxy_configuration: Annotated[dict[str, Any] | None, NotYet()] = None
     enable_fault_injection: Annotated[bool, NotYet()] = False

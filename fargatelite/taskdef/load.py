@@ -13,13 +13,13 @@ from typing import Any
 
 import msgspec
 
-from fargatelite.errors import InvalidTaskDefinition
+from fargatelite.errors import InvalidTaskDefinition, StateCorrupt
 from fargatelite.taskdef.decode import decode
 from fargatelite.taskdef.fields import TaskDefinition
 from fargatelite.taskdef.problems import Problem, with_positions
 from fargatelite.taskdef.rules import check_rules
 
-__all__ = ["Source", "load_definition", "to_wire"]
+__all__ = ["Source", "load_definition", "load_recorded", "to_wire"]
 
 Source = Mapping[str, Any] | str | bytes | os.PathLike[str]
 
@@ -135,6 +135,18 @@ def load_definition(source: Source) -> TaskDefinition:
     if problems:
         raise _invalid(problems, text, prefix)
     assert definition is not None
+    return definition
+
+
+def load_recorded(wire: Mapping[str, Any]) -> TaskDefinition:
+    """A definition that was checked when it was recorded: rules of later versions do not apply, so
+    that a task that ran stays describable.
+
+    Raises: StateCorrupt when it has not the shape of a definition.
+    """
+    definition, problems = decode({key: value for key, value in wire.items() if key not in _STORED})
+    if definition is None:
+        raise StateCorrupt(f"a recorded task definition is damaged: {problems[0]}")
     return definition
 
 

@@ -30,6 +30,8 @@ CONSTANTS = {
     "CONTROL_VERSION": ("control.h", shim._VERSION),
     "EVENT_OUTPUT_BYTES": ("control.h", shim._OUTPUT_BYTES),
     "REQUEST_START": ("control.h", shim._START),
+    "START_STREAMS": ("control.h", shim._START_STREAMS),
+    "START_TERMINAL": ("control.h", shim._START_TERMINAL),
     "REQUEST_SIGNAL": ("control.h", shim._SIGNAL),
     "REQUEST_STATUS": ("control.h", shim._STATUS),
     "REQUEST_SHUTDOWN": ("control.h", shim._SHUTDOWN),

@@ -1,0 +1,119 @@
+"""A task's volumes: which a container mounts where, and their directories on this host.
+
+A volume lies beside the writable layers and goes with the task. It is made at its first use: owned
+by the task's root with mode 0755, or, where the image declares a VOLUME at exactly that path, with
+what the image has there (contract 2.6).
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from fargatelite.images.image import Image
+from fargatelite.names import TaskId
+from fargatelite.network.slot import Slot
+from fargatelite.sandbox.mounts import VolumeMount
+from fargatelite.settings import Settings
+from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
+
+__all__ = ["MountedVolume", "list_mounts", "prepare_volumes"]
+
+Unpack = Callable[[Image, str, Path, int], bool]
+
+
+class MountedVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """A volume at a path of one container. `volume` is a name of the definition's `volumes`, or
+    `<container>:<path>` for one that only an image declares."""
+
+    volume: str
+    target: str
+    read_only: bool
+
+
+def _image_volumes(container: ContainerDefinition, image: Image | None) -> list[MountedVolume]:
+    return [
+        MountedVolume(volume=f"{container.name}:{path}", target=path, read_only=False)
+        for path in (posixpath.normpath(item) for item in (image.config.volumes if image else ()))
+        if path.startswith("/") and path != "/"
+    ]
+
+
+def list_mounts(
+    definition: TaskDefinition, container: ContainerDefinition, images: Mapping[str, Image | None]
+) -> list[MountedVolume]:
+    """What a container mounts: its own mount points before those of `volumesFrom`, the first one
+    for a path counting. `images` by container name.
+
+    A VOLUME of the image becomes a volume where that shows: for others that take it by
+    `volumesFrom`, and under a read-only root; elsewhere it is a directory like any other.
+    Source: contract 2.6, Docker's --volumes-from.
+    """
+    by_name = {item.name: item for item in definition.containers}
+    taken_from = {
+        item.source_container for other in definition.containers for item in other.volumes_from
+    }
+
+    def mounts_of(item: ContainerDefinition) -> dict[str, MountedVolume]:
+        found: dict[str, MountedVolume] = {}
+        for point in item.mount_points:
+            target = posixpath.normpath(point.container_path or "/")
+            found.setdefault(
+                target,
+                MountedVolume(
+                    volume=point.source_volume or "", target=target, read_only=point.read_only
+                ),
+            )
+        for source in item.volumes_from:
+            for mount in mounts_of(by_name[source.source_container or ""]).values():
+                read_only = mount.read_only or source.read_only
+                found.setdefault(mount.target, msgspec.structs.replace(mount, read_only=read_only))
+        if item.name in taken_from or item.readonly_root_filesystem:
+            for mount in _image_volumes(item, images.get(item.name)):
+                found.setdefault(mount.target, mount)
+        return found
+
+    return list(mounts_of(container).values())
+
+
+def _directory(settings: Settings, task_id: TaskId, volume: str) -> Path:
+    # No container is named with a dot, and no volume of a definition with a slash or colon.
+    return settings.layers / task_id / ".volumes" / volume.replace("/", ".")
+
+
+def prepare_volumes(
+    settings: Settings,
+    task_id: TaskId,
+    slot: Slot,
+    mounts: list[MountedVolume],
+    image: Image,
+    unpack: Unpack,
+) -> tuple[VolumeMount, ...]:
+    """Makes the volumes that are not there yet; the caller holds the task's volume lock.
+
+    `unpack(image, path, target, id_base)` copies a directory of the image, and tells whether the
+    image has one there.
+    Raises: ImageError; OSError.
+    """
+    declared = {posixpath.normpath(path) for path in image.config.volumes}
+    made = []
+    for mount in mounts:
+        directory = _directory(settings, task_id, mount.volume)
+        if not directory.is_dir():
+            fresh = directory.with_name(f"{directory.name}.new")
+            fresh.mkdir(mode=0o755, parents=True)
+            has_content = mount.target in declared and unpack(
+                image, mount.target, fresh, slot.uid_base
+            )
+            if not has_content:
+                os.chown(fresh, slot.uid_base, slot.uid_base)
+                fresh.chmod(0o755)
+            os.rename(fresh, directory)
+        made.append(
+            VolumeMount(source=str(directory), target=mount.target, read_only=mount.read_only)
+        )
+    return tuple(made)
