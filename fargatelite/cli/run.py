@@ -14,13 +14,12 @@ from typing import Any
 import click
 
 from fargatelite.cli.main import OWN_FAILURE
-from fargatelite.cli.screen import Screen
+from fargatelite.cli.screen import STATS_PERIOD_S, Screen
 from fargatelite.runtime.api import Task, run_task
 from fargatelite.runtime.events import Event
 from fargatelite.runtime.logs import LogLine
 from fargatelite.settings import Settings
 
-STATS_PERIOD_S = 1.0
 WAITING_LINES = 4096
 
 
@@ -182,10 +181,10 @@ def command(
         pump = threading.Thread(target=_pump_logs, args=(task, items, room), daemon=True)
         pump.start()
         while True:
+            screen.refresh_stats()
             try:
                 item = items.get(timeout=STATS_PERIOD_S)
             except queue.Empty:
-                screen.refresh_stats()
                 continue
             if item is None:
                 break

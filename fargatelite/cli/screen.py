@@ -21,7 +21,9 @@ from fargatelite.runtime.api import Task
 from fargatelite.runtime.events import ContainerEvent, Event, PullEvent, TaskEvent
 from fargatelite.runtime.logs import LogLine
 
-__all__ = ["Screen"]
+__all__ = ["STATS_PERIOD_S", "Screen"]
+
+STATS_PERIOD_S = 1.0
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 
@@ -39,6 +41,7 @@ class Screen:
         self._partial: dict[tuple[str, str], bytes] = {}
         self._layers: dict[str, Any] = {}
         self._known_layers: set[str] = set()
+        self._next_stats = 0.0
         self._last_stats: dict[str, tuple[float, int]] = {}
         self._live: Any = None
         self._console: Any = None
@@ -64,7 +67,7 @@ class Screen:
                 TransferSpeedColumn(),
                 console=self._console,
             )
-            self._status = Text()
+            self._status = Text(style="dim")
             self._live = Live(
                 Group(self._progress, self._status),
                 console=self._console,
@@ -106,8 +109,8 @@ class Screen:
         if self._console is not None:
             from rich.text import Text
 
-            label = Text(f"{name:<{self._width}}  ", style=self._colours.get(name, "bold"))
-            self._console.print(label + Text(text, style=style))
+            label = (f"{name:<{self._width}}  ", self._colours.get(name, "bold"))
+            self._console.print(Text.assemble(label, (text, style)), soft_wrap=True)
         else:
             self._talk.write(f"{name:<{self._width}}  {text}\n")
             self._talk.flush()
@@ -162,8 +165,9 @@ class Screen:
         if self._console is not None and is_terminal(self._logs):
             from rich.text import Text
 
-            label = Text(f"{container:<{self._width}} | ", style=self._colours.get(container, ""))
-            self._console.print(label + Text.from_ansi(_without_controls(shown)), soft_wrap=True)
+            label = (f"{container:<{self._width}} | ", self._colours.get(container, ""))
+            written = Text.from_ansi(_without_controls(shown))
+            self._console.print(Text.assemble(label, written), soft_wrap=True)
         else:
             self._logs.write(f"{container:<{self._width}} | {shown}\n")
             self._logs.flush()
@@ -171,13 +175,15 @@ class Screen:
     # ---- stats ----
 
     def refresh_stats(self) -> None:
-        """Reads CPU and memory and shows them in the status line; nothing in a pipe."""
-        if self._live is None:
-            return
-        parts = []
+        """Shows CPU and memory in the status line, read anew when the last reading is a second old;
+        nothing in a pipe."""
         now = time.monotonic()
+        if self._live is None or now < self._next_stats:
+            return
+        self._next_stats = now + STATS_PERIOD_S
+        parts = []
         for name, values in self._task.stats().items():
-            if not name:
+            if not name or self._task.containers[name].last_status != "RUNNING":
                 continue
             cpu = values["cpu_usage_ns"]
             before = self._last_stats.get(name)
@@ -188,7 +194,6 @@ class Screen:
                     f"{name} cpu {percent:.0f}% mem {format_bytes(values['memory_bytes'])}"
                 )
         self._status.plain = "   ".join(parts)
-        self._status.stylize("dim")
 
     # ---- the end ----
 
