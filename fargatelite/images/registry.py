@@ -37,6 +37,7 @@ MANIFEST_ATTEMPTS = 5  # Fargate's texts say so (contract 3.9)
 CHUNK_BYTES = 1 << 20
 MAX_REDIRECTS = 5
 MAX_RETRY_AFTER_S = 60  # a registry may ask for more; nobody waits an hour for a task to start
+MAX_TOKEN_BYTES = 1 << 20  # real ones have some 10 KiB
 BLOB_RESUMES = 4  # broken downloads that are continued by Range
 
 _CHALLENGE = re.compile(r'([a-zA-Z_]+)=(?:"([^"]*)"|([^\s,]+))')
@@ -131,12 +132,12 @@ class Registry:
             if response.status == 401 and is_ours and not asked_for_token:
                 asked_for_token = True
                 challenge = response.headers.get("WWW-Authenticate", "")
-                response.drain_conn()
+                self._finish(response)
                 self._authenticate(challenge)
                 continue
             location = response.get_redirect_location()
             if location:
-                response.drain_conn()
+                self._finish(response)
                 try:
                     url = urllib.parse.urljoin(url, location)
                     urllib.parse.urlsplit(url)
@@ -149,6 +150,15 @@ class Registry:
                 continue
             return response
         raise RegistryUnavailable(f"{self._reference}: over {MAX_REDIRECTS} redirects")
+
+    @staticmethod
+    def _finish(response: urllib3.BaseHTTPResponse) -> None:
+        """Reads what is left of a short answer, so that its connection serves the next request."""
+        length = response.headers.get("Content-Length", "")
+        if length.isascii() and length.isdigit() and len(length) < 5:
+            response.drain_conn()
+        else:
+            response.close()
 
     def _unavailable(self, error: Exception) -> RegistryUnavailable:
         cause = error
@@ -191,7 +201,8 @@ class Registry:
         try:
             if credentials is not None and credentials.identity_token:
                 response = self._pool.request(
-                    "POST", realm, redirect=False, retries=_retries(self._attempts),
+                    "POST", realm, redirect=False, preload_content=False,
+                    retries=_retries(self._attempts),
                     fields={
                         "grant_type": "refresh_token",
                         "refresh_token": credentials.identity_token,
@@ -205,18 +216,20 @@ class Registry:
                     headers["Authorization"] = credentials.basic()
                 response = self._pool.request(
                     "GET", f"{realm}?{urllib.parse.urlencode(query)}", headers=headers,
-                    redirect=False, retries=_retries(self._attempts),
+                    redirect=False, preload_content=False, retries=_retries(self._attempts),
                 )  # fmt: skip
         except urllib3.exceptions.HTTPError as error:
             raise self._unavailable(error) from error
         if response.status != 200:
+            response.close()
             raise RegistryDenied(
                 f"{self._reference}: the token service answered {response.status}; check the "
                 "credentials"
             )
         try:
-            token = msgspec.json.decode(response.data, type=_Token)
-        except msgspec.MsgspecError as error:
+            data = self._bounded(response, MAX_TOKEN_BYTES, "token")
+            token = msgspec.json.decode(data, type=_Token)
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise RegistryDenied(f"{self._reference}: the token service gave no token") from error
         text = token.token or token.access_token
         if not text or not _TOKEN.fullmatch(text):  # it becomes part of a header
@@ -227,6 +240,7 @@ class Registry:
         status = response.status
         if 200 <= status < 300:
             return
+        response.close()
         prefix = (
             f"pull image manifest has been retried {self._attempts} time(s): "
             f"failed to resolve ref {self._reference}: "
@@ -278,7 +292,8 @@ class Registry:
         except urllib3.exceptions.HTTPError as error:
             raise self._unavailable(error) from error
         finally:
-            response.release_conn()
+            # What was read to its end is back in the pool already; any other cannot be used again.
+            response.close()
         return data
 
     def fetch_manifest(self, target: str) -> tuple[bytes, str]:
@@ -308,7 +323,7 @@ class Registry:
             headers = {"Range": f"bytes={done}-"} if done else {}
             response = self._open("GET", self._blob_url(digest), headers, preload=False)
             if done and response.status == 416:  # nothing follows what we have
-                response.drain_conn()
+                response.close()
                 raise self._truncated(digest, done, size)
             self._raise_for(response, f"layer {digest[:19]}")
             skip = 0
@@ -336,7 +351,7 @@ class Registry:
                     ) from error
                 continue
             finally:
-                response.release_conn()
+                response.close()
             if done == size:
                 return
             breaks += 1

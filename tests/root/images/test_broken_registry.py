@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import ctypes
+import gc
 import gzip
 import hashlib
 import json
@@ -437,6 +438,7 @@ def test_bearer_tokens(server: _Server, store: ImageStore, key: str, is_logged_i
         (401, b"{}", "the token service answered 401; check the credentials"),
         (200, b"{}", "the token service gave no token"),
         (200, b"<html>", "the token service gave no token"),
+        (200, b"[" * 100_000, "the token service gave no token"),
         (200, b'{"token": ""}', "the token service gave no token"),
         (200, b'{"token": "a\\r\\nX-Injected: 1"}', "the token service gave no token"),
         (200, b'{"token": "\\u20ac"}', "the token service gave no token"),
@@ -536,16 +538,16 @@ def test_retry_after_is_obeyed_up_to_a_bound(
 )
 def test_lasting_trouble(server: _Server, status: int, words: str) -> None:
     server.on(V2, lambda request: request.send(status, Retry_After="0"))
-    registry = _direct(server, attempts=5)
+    registry = _direct(server, attempts=3)
     try:
         with pytest.raises(RegistryUnavailable) as caught:
             registry.fetch_manifest("1")
     finally:
         registry.close()
-    assert str(caught.value).startswith("pull image manifest has been retried 5 time(s): failed ")
+    assert str(caught.value).startswith("pull image manifest has been retried 3 time(s): failed ")
     assert words in str(caught.value)
     assert caught.value.retryable
-    assert len(server.seen) == 5
+    assert len(server.seen) == 3
 
 
 @pytest.mark.parametrize("status", [400, 418])
@@ -563,7 +565,7 @@ def test_dead_port(store: ImageStore) -> None:
     assert "Connection refused; check the registry and the network" in message
 
 
-def test_server_that_speaks_no_http(store: ImageStore) -> None:
+def test_server_that_speaks_no_http() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host = f"127.0.0.1:{listener.getsockname()[1]}"
         ended = threading.Event()
@@ -580,11 +582,29 @@ def test_server_that_speaks_no_http(store: ImageStore) -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         try:
-            message = _refused(store, f"{host}/app:1", RegistryUnavailable)
+            registry = Registry(parse_reference(f"{host}/app"), None, insecure=True, attempts=2)
+            with pytest.raises(RegistryUnavailable, match=f"cannot reach http://{host}: "):
+                registry.resolve()
+            registry.close()
         finally:
             ended.set()
             thread.join()
-    assert f"cannot reach http://{host}: " in message
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 416, 500])
+def test_connections_are_closed_after_any_answer(server: _Server, status: int) -> None:
+    body = b"x" * 100_000
+    server.on(V2, lambda request: request.send(status, body, WWW_Authenticate="Basic"))
+    registry = _direct(server, Credentials(username="me", password="secret"), attempts=1)
+    try:
+        for _ in range(3):
+            with pytest.raises(ImageError):
+                registry.fetch_manifest("1")
+            with pytest.raises(ImageError):
+                next(registry.stream_blob("sha256:" + "a" * 64, 5))
+    finally:
+        registry.close()
+    gc.collect()  # an unclosed socket warns here, and a warning fails the test
 
 
 @pytest.mark.parametrize("digest", ["", "sha256:none", "sha256:" + "A" * 64, "md5:1"])
@@ -612,7 +632,7 @@ def test_head_with_a_strange_length(server: _Server, length: str) -> None:
     assert found.digest == digest
 
 
-@pytest.mark.parametrize("realm", ["http://[::1", "ftp://x/", "http://127.0.0.1:none/", "nothing"])
+@pytest.mark.parametrize("realm", ["http://[::1", "ftp://x/", "http://127.0.0.1:none/"])
 def test_token_services_that_are_no_address(server: _Server, store: ImageStore, realm: str) -> None:
     server.on(V2, _needs("never", WWW_Authenticate=f'Bearer realm="{realm}"'))
     with pytest.raises(ImageError) as caught:
