@@ -5,7 +5,8 @@
     <run root>/tasks/<task id>/
         lock         flock(2) held by the process that supervises the task
         state.json   {"version": 1, ...}, replaced by rename
-        desired.json a stop that another process asked for, replaced by rename
+        requests/stop.json  a stop that another process asked for, replaced by rename; in a
+                     directory of its own, which the supervisor watches
         events.jsonl what happened, one event a line, appended
         exits        exit records, written by the shim
         shim.sock    the shim's control socket
@@ -33,7 +34,7 @@ __all__ = ["DesiredStop", "RunDirectory", "ensure_private_directory", "replace_f
 
 STATE_NAME, DESIRED_NAME, EVENTS_NAME, EXITS_NAME = (
     "state.json",
-    "desired.json",
+    "requests/stop.json",
     "events.jsonl",
     "exits",
 )
@@ -108,6 +109,7 @@ class RunDirectory:
         directory = cls(runs, task_id)
         directory.path.mkdir(mode=0o700)
         (directory.path / "files").mkdir(mode=0o755)
+        (directory.path / "requests").mkdir(mode=0o700)
         directory.lock()
         return directory
 
@@ -165,6 +167,11 @@ class RunDirectory:
             return None
         with open(fd, "rb") as file:
             return file.read()
+
+    @property
+    def requests(self) -> Path:
+        """What other processes ask of the supervisor; a file moved to here is a request."""
+        return self.path / "requests"
 
     def write_state(self, data: bytes) -> None:
         """Replaces the recorded state."""

@@ -1,9 +1,10 @@
-"""Which task has which slot, kept in files below the run root so that it survives any crash.
+"""Which task has which slot, kept in files so that it survives any crash.
 
-`slots/<index>.json` names the slot's task; `network.json` holds the subnet, chosen by the first
-task and dropped with the last slot. All changes happen under one flock; a slot file is complete the
-moment that it has its name (written aside, then linked), and exists before anything of the slot is
-made in the kernel.
+Addresses, interfaces and ids are the host's, so there is one directory for all run roots of a host:
+two that chose for themselves would give the same ids to two tasks. `<index>.json` names the slot's
+task and its run root; `network.json` holds the subnet, chosen by the first task and dropped with
+the last slot. All changes happen under one flock; a slot file is complete the moment that it has
+its name (written aside, then linked), and exists before anything of the slot is made in the kernel.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import ipaddress
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,9 +26,17 @@ from fargatelite.errors import ConfigurationInvalid, NetworkFailed, StateCorrupt
 from fargatelite.names import TaskId
 from fargatelite.network.slot import MAX_SLOTS, Slot, slot_for
 
-__all__ = ["FORMAT_VERSION", "SlotPool", "choose_subnet", "host_networks", "parse_fib_trie"]
+__all__ = [
+    "FORMAT_VERSION",
+    "HOST_SLOTS",
+    "SlotPool",
+    "choose_subnet",
+    "host_networks",
+    "parse_fib_trie",
+]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: one directory per host; 1 was one per run root
+HOST_SLOTS = Path("/run/fargatelite-slots")
 
 _CANDIDATES = (
     "10.213.0.0/16",
@@ -50,6 +59,7 @@ class _NetworkFile(Struct, frozen=True, kw_only=True):
 class _SlotFile(Struct, frozen=True, kw_only=True):
     version: int
     task_id: str
+    run_root: str
 
 
 _File = TypeVar("_File", _NetworkFile, _SlotFile)
@@ -96,11 +106,13 @@ def choose_subnet(taken: Iterable[ipaddress.IPv4Network]) -> str:
 
 
 class SlotPool:
-    """The slots of one run root. Methods may be called from any thread and process at once."""
+    """The host's slots, as seen from one run root. Methods may be called from any thread and
+    process at once."""
 
-    def __init__(self, run_root: Path) -> None:
-        self._directory = run_root / "slots"
-        self._network_file = run_root / "network.json"
+    def __init__(self, run_root: Path, directory: Path = HOST_SLOTS) -> None:
+        self._run_root = str(run_root)
+        self._directory = directory
+        self._network_file = directory / "network.json"
 
     def allocate(self, task_id: TaskId) -> Slot:
         """The task's slot, a free one if it has none yet; recorded before this returns.
@@ -112,11 +124,13 @@ class SlotPool:
             subnet = self._ensure_subnet()
             taken = self._read_slots()
             for index, owner in taken.items():
-                if owner == task_id:
+                if owner.task_id == task_id:
                     return slot_for(index, task_id, subnet)
             for index in range(MAX_SLOTS):
                 if index not in taken:
-                    content = _SlotFile(version=FORMAT_VERSION, task_id=task_id)
+                    content = _SlotFile(
+                        version=FORMAT_VERSION, task_id=task_id, run_root=self._run_root
+                    )
                     self._publish(self._directory / f"{index}.json", content)
                     return slot_for(index, task_id, subnet)
         raise NetworkFailed(f"all {MAX_SLOTS} network slots are taken: stop a task or run gc")
@@ -126,19 +140,36 @@ class SlotPool:
         with self._locked():
             taken = self._read_slots()
             for index, owner in taken.items():
-                if owner == task_id:
+                if owner.task_id == task_id:
                     (self._directory / f"{index}.json").unlink()
-            if all(owner == task_id for owner in taken.values()):
+            if all(owner.task_id == task_id for owner in taken.values()):
                 self._network_file.unlink(missing_ok=True)
 
-    def list(self) -> list[Slot]:
-        """All slots that are taken, by index."""
+    def list_own(self) -> list[Slot]:
+        """The slots of this run root's tasks, by index."""
+        return self._select(lambda owner: owner.run_root == self._run_root)
+
+    def list_lost(self) -> list[Slot]:
+        """Slots, of whichever run root, whose task has no run directory any more: that root was
+        lost or removed by hand."""
+        return self._select(lambda owner: not Path(owner.run_root, "tasks", owner.task_id).is_dir())
+
+    def find(self, task_id: TaskId) -> Slot | None:
+        """The task's slot, None when it has none."""
+        found = self._select(lambda owner: owner.task_id == task_id)
+        return found[0] if found else None
+
+    def _select(self, is_wanted: Callable[[_SlotFile], bool]) -> list[Slot]:
         with self._locked():
             taken = self._read_slots()
             if not taken:
                 return []
             subnet = self._ensure_subnet()
-        return [slot_for(index, TaskId(owner), subnet) for index, owner in sorted(taken.items())]
+        return [
+            slot_for(index, TaskId(owner.task_id), subnet)
+            for index, owner in sorted(taken.items())
+            if is_wanted(owner)
+        ]
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -167,12 +198,14 @@ class SlotPool:
             ) from error
         return stored.subnet
 
-    def _read_slots(self) -> dict[int, str]:
-        slots: dict[int, str] = {}
+    def _read_slots(self) -> dict[int, _SlotFile]:
+        slots: dict[int, _SlotFile] = {}
         for path in self._directory.glob("*.json"):
+            if path == self._network_file:
+                continue
             if not path.stem.isdecimal() or int(path.stem) >= MAX_SLOTS:
                 raise StateCorrupt(f"{path} is not the name of a slot", path=path)
-            slots[int(path.stem)] = _decode(path, _SlotFile).task_id
+            slots[int(path.stem)] = _decode(path, _SlotFile)
         return slots
 
     def _publish(self, path: Path, content: Struct) -> None:

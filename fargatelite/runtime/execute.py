@@ -7,7 +7,6 @@ is an event again.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
@@ -26,6 +25,7 @@ from fargatelite.network.slot import PortPublication, Slot
 from fargatelite.rundir import RunDirectory
 from fargatelite.runtime import launch, record
 from fargatelite.runtime import task as machine
+from fargatelite.runtime.close import close_state
 from fargatelite.runtime.describe import TaskFacts
 from fargatelite.runtime.events import (
     ContainerEvent,
@@ -123,7 +123,8 @@ class SupervisedTask:
         }
         self._timers: dict[object, Callable[[], None]] = {}
         self._pull_cancelled = threading.Event()
-        self._desired_watch: object = None
+        self._requests_watch: int | None = None
+        self._is_faulty = False
         self._leftovers: list[str] = []
         self._volume_lock = threading.Lock()
         self.changed = threading.Condition()
@@ -134,7 +135,7 @@ class SupervisedTask:
     def begin(self) -> None:
         """Starts the task's life."""
         self.supervisor.add(self)
-        self.supervisor.post(self._begin_on_loop)
+        self.supervisor.post(self._begin_on_loop, self)
 
     def request_stop(self, stop_code: str, reason: str) -> None:
         """Asks for a stop; a task that is stopping or stopped stays as it is."""
@@ -166,25 +167,21 @@ class SupervisedTask:
         )
 
     def _post_event(self, event: machine.Event) -> None:
-        self.supervisor.post(lambda: self._feed(event))
+        self.supervisor.post(lambda: self._feed(event), self)
 
     def _submit(self, work: Callable[[], None]) -> None:
-        self.supervisor.pool.submit(work)
+        self.supervisor.pool.submit(work, self)
 
     # ---- on the loop ----
 
     def _begin_on_loop(self) -> None:
-        import inotify_simple
-
-        watch = inotify_simple.INotify(nonblocking=True)
-        watch.add_watch(os.fspath(self.run.path), inotify_simple.flags.MOVED_TO)
-        self._desired_watch = watch
-        self.supervisor.watch(watch, self._look_for_desired)
+        self._requests_watch = self.supervisor.watch_directory(
+            self.run.requests, self._look_for_desired, self
+        )
         self._feed(machine.Created(at_ns=time.time_ns()))
         self._look_for_desired()
 
     def _look_for_desired(self) -> None:
-        self._desired_watch.read(timeout=0)  # type: ignore[attr-defined]
         desired = self.run.read_desired()
         if desired is not None:
             self._pull_cancelled.set()
@@ -196,7 +193,7 @@ class SupervisedTask:
 
     def _feed(self, event: machine.Event) -> None:
         """One step of the machine; its new state is on disk before its actions are begun."""
-        if self.is_finished:
+        if self.is_finished or self._is_faulty:
             return
         before = self.state
         self.state, actions = step(before, event)
@@ -262,7 +259,7 @@ class SupervisedTask:
             case machine.RunHealthCheck(name=name):
                 self._run_health_check(name)
             case machine.SetTimer(key=key, at_ns=at_ns):
-                self._timers[key] = self.supervisor.set_timer(at_ns, lambda: self._fire(key))
+                self._timers[key] = self.supervisor.set_timer(at_ns, lambda: self._fire(key), self)
             case machine.CancelTimer(key=key):
                 cancel = self._timers.pop(key, None)
                 if cancel is not None:
@@ -309,7 +306,7 @@ class SupervisedTask:
             reason = reason_of(error, "ResourceInitializationError")
             self._post_event(machine.ProvisionFailed(at_ns=time.time_ns(), reason=reason))
             return
-        self.supervisor.post(lambda: self._provisioned(launched))
+        self.supervisor.post(lambda: self._provisioned(launched), self)
 
     def _provisioned(self, launched: launch.Launched) -> None:
         self._launched = launched
@@ -319,7 +316,7 @@ class SupervisedTask:
             mac_address=launched.slot.mac,
             private_dns_name=launch.hostname_of(launched.slot),
         )
-        self.supervisor.watch(launched.shim, self._on_shim)
+        self.supervisor.watch(launched.shim, self._on_shim, self)
         self._is_shim_watched = True
         self._feed(machine.ProvisionSucceeded(at_ns=time.time_ns()))
 
@@ -572,7 +569,7 @@ class SupervisedTask:
 
         self._launched.shim.start_process(number, encode_plan(plan))
         held.cancel_check_timeout = self.supervisor.set_timer(
-            time.time_ns() + check.timeout_s * 1_000_000_000, time_out
+            time.time_ns() + check.timeout_s * 1_000_000_000, time_out, self
         )
 
     def _health_checked(self, name: str, exit_code: int, output: bytes, now: int) -> None:
@@ -615,9 +612,8 @@ class SupervisedTask:
         for cancel in self._timers.values():
             cancel()
         self._timers.clear()
-        if self._desired_watch is not None:
-            self.supervisor.unwatch(self._desired_watch)
-            self._desired_watch.close()  # type: ignore[attr-defined]
+        if self._requests_watch is not None:
+            self.supervisor.unwatch_directory(self._requests_watch)
         record.write_stopped(self.settings, self.record())
         if self._leftovers:
             self.run.unlock()  # gc finds the directory and tries again
@@ -626,6 +622,35 @@ class SupervisedTask:
         self.supervisor.discard(self)
         # After the callbacks that are still queued.
         self.supervisor.call_back(self._tell_finished)
+
+    def fault(self, error: Exception) -> None:
+        """A fault of ours in this task: it ends, everything of it is removed, and whoever waits is
+        told. From any thread; the first fault counts."""
+        self.supervisor.post(lambda: self._bury(error))
+
+    def _bury(self, error: Exception) -> None:
+        if self._is_faulty or self.is_finished:
+            return
+        self._is_faulty = True
+        self._unwatch_shim()
+        self._pull_cancelled.set()
+        reason = f"InternalError: {type(error).__name__}: {error}"
+
+        def close() -> None:
+            self.state = close_state(
+                self.state, self.run, time.time_ns(), stop_code="TaskFailedToStart"
+                if self.state.started_at_ns is None else "EssentialContainerExited",
+                reason=reason,
+            )  # fmt: skip
+            self._finish()
+
+        def remove() -> None:
+            try:
+                self._deprovision()
+            finally:
+                self.supervisor.post(close)
+
+        self.supervisor.pool.submit(remove)
 
     def _tell_finished(self) -> None:
         with self.changed:

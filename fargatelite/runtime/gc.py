@@ -20,14 +20,13 @@ from fargatelite import names
 from fargatelite.cgroups.detect import detect_driver
 from fargatelite.errors import FargateliteError, StateCorrupt, TaskBusy, TaskNotFound
 from fargatelite.names import TaskId
-from fargatelite.rundir import EXITS_NAME, RunDirectory
+from fargatelite.rundir import RunDirectory
 from fargatelite.runtime import launch, record
 from fargatelite.runtime import task as machine
-from fargatelite.runtime.dependencies import ContainerStep
+from fargatelite.runtime.close import close_state
 from fargatelite.runtime.images import open_store
 from fargatelite.runtime.trace import Timeline
 from fargatelite.settings import Settings
-from fargatelite.shim import read_exit_records
 
 __all__ = ["Collected", "collect"]
 
@@ -43,38 +42,6 @@ class Collected(msgspec.Struct, kw_only=True, rename="camel"):
     records: list[str] = []
     images: list[str] = []
     failures: list[str] = []
-
-
-def _close_state(state: machine.TaskState, run: RunDirectory, now_ns: int) -> machine.TaskState:
-    """The state of a task that lost its supervisor, ended now, with what its shim recorded."""
-    exits = {item.number: item for item in read_exit_records(run.path / EXITS_NAME)}
-    containers = []
-    for number, container in enumerate(state.containers):
-        ended = exits.get(number)
-        changes: dict[str, object] = {"step": ContainerStep.STOPPED}
-        if ended is not None:
-            changes |= {
-                "started_at_ns": container.started_at_ns or ended.started_at_ns,
-                "finished_at_ns": ended.stopped_at_ns,
-                "exit_code": ended.exit_code,
-            }
-        elif container.step != ContainerStep.STOPPED:
-            changes |= {"finished_at_ns": now_ns}
-            if container.step == ContainerStep.RUNNING:
-                changes |= {"exit_code": 137}
-        containers.append(msgspec.structs.replace(container, **changes))
-    return msgspec.structs.replace(
-        state,
-        containers=tuple(containers),
-        last_status=machine.TaskStatus.STOPPED,
-        desired_status="STOPPED",
-        version=state.version + 1,
-        pending=None,
-        stop_code=state.stop_code or STOP_CODE,
-        stopped_reason=state.stopped_reason or LOST_REASON,
-        stopping_at_ns=state.stopping_at_ns or now_ns,
-        stopped_at_ns=now_ns,
-    )
 
 
 def _collect_task(settings: Settings, run: RunDirectory, report: Collected) -> None:
@@ -99,7 +66,9 @@ def _collect_task(settings: Settings, run: RunDirectory, report: Collected) -> N
             found = record.decode_record(data, run.path)
             state = found.state
             if state.last_status != machine.TaskStatus.STOPPED:
-                state = _close_state(state, run, time.time_ns())
+                state = close_state(
+                    state, run, time.time_ns(), stop_code=STOP_CODE, reason=LOST_REASON
+                )
             record.write_stopped(settings, msgspec.structs.replace(found, state=state))
         except StateCorrupt as error:
             failures.append(f"record: {error}")
@@ -114,10 +83,8 @@ def _collect_task(settings: Settings, run: RunDirectory, report: Collected) -> N
 def _orphans(settings: Settings) -> set[TaskId]:
     """Task ids that name a group, a slot or a writable layer, but have no run directory: a crash
     while the run root was lost, as in a reboot."""
-    from fargatelite.network import pool
-
     found: set[str] = set(detect_driver().list_tasks())
-    found |= {str(slot.task_id) for slot in pool.SlotPool(Path(settings.run_root)).list()}
+    found |= _slot_owners(settings)
     with contextlib.suppress(FileNotFoundError):
         found |= set(os.listdir(settings.layers))
     live = {str(run.task_id) for run in RunDirectory.list_all(settings.runs)}
@@ -163,10 +130,15 @@ def collect(
     return report
 
 
-def _known_ids(settings: Settings) -> set[TaskId]:
+def _slot_owners(settings: Settings) -> set[TaskId]:
     from fargatelite.network import pool
 
-    found: set[TaskId] = {slot.task_id for slot in pool.SlotPool(Path(settings.run_root)).list()}
+    slots = pool.SlotPool(Path(settings.run_root))
+    return {slot.task_id for slot in (*slots.list_own(), *slots.list_lost())}
+
+
+def _known_ids(settings: Settings) -> set[TaskId]:
+    found: set[TaskId] = _slot_owners(settings)
     for directory in (settings.layers, settings.records):
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(directory):

@@ -395,7 +395,7 @@ def remove_task(
         driver.remove(path)
     with step("network"):
         slots = pool.SlotPool(Path(settings.run_root))
-        slot = next((slot for slot in slots.list() if slot.task_id == run.task_id), None)
+        slot = slots.find(run.task_id)
         if slot is not None:
             connect.disconnect(slot)
             slots.release(run.task_id)

@@ -9,6 +9,7 @@ delays other callbacks and nothing else.
 from __future__ import annotations
 
 import atexit
+import errno
 import heapq
 import itertools
 import logging
@@ -18,9 +19,13 @@ import selectors
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from fargatelite.settings import Settings
+
+if TYPE_CHECKING:
+    from inotify_simple import INotify
 
 __all__ = ["Supervisor", "get_supervisor"]
 
@@ -29,6 +34,25 @@ logger = logging.getLogger(__name__)
 _POOL_THREADS = 16  # blocked in pulls or removals; they cost nothing while idle
 
 Job = Callable[[], None]
+
+
+class Supervised(Protocol):
+    """What the loop asks of a task."""
+
+    def stop_for_exit(self) -> None: ...
+    def wait_finished(self, timeout_s: float | None) -> bool: ...
+    def fault(self, error: Exception) -> None: ...
+
+
+def _guarded(job: Job, task: Supervised | None) -> None:
+    # The one place for it (style, "Errors"): a fault in one task must not end the others, and must
+    # not leave its own waited for without end.
+    try:
+        job()
+    except Exception as error:
+        logger.exception("a job of the supervisor failed")
+        if task is not None:
+            task.fault(error)
 
 
 class _Pool:
@@ -44,10 +68,10 @@ class _Pool:
         self._threads = 0
         self._idle = 0
 
-    def submit(self, job: Job) -> None:
-        """Runs `job` on some thread; it must not raise."""
+    def submit(self, job: Job, task: Supervised | None = None) -> None:
+        """Runs `job` on some thread; what it raises ends `task`."""
         with self._lock:
-            self._jobs.put(job)
+            self._jobs.put(lambda: _guarded(job, task))
             if self._idle < self._jobs.qsize() and self._threads < _POOL_THREADS:
                 self._threads += 1
                 threading.Thread(
@@ -64,25 +88,20 @@ class _Pool:
             job()
 
 
-class Supervised(Protocol):
-    """What the loop asks of a task."""
-
-    def stop_for_exit(self) -> None: ...
-    def wait_finished(self, timeout_s: float | None) -> bool: ...
-
-
 class Supervisor:
     """See the module. All methods may be called from any thread."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.pool = _Pool()
-        self._inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[Job, Supervised | None]] = queue.SimpleQueue()
         self._callbacks: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._inotify: INotify | None = None
+        self._directories: dict[int, tuple[Job, Supervised | None]] = {}
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._selector.register(self._wake, selectors.EVENT_READ, self._woken)
-        self._timers: list[tuple[int, int, list[Job | None]]] = []
+        self._selector.register(self._wake, selectors.EVENT_READ, (self._woken, None))
+        self._timers: list[tuple[int, int, list[Job | None], Supervised | None]] = []
         self._sequence = itertools.count()
         self._tasks: set[Supervised] = set()
         self._lock = threading.Lock()
@@ -91,9 +110,10 @@ class Supervisor:
 
     # ---- from any thread ----
 
-    def post(self, job: Job) -> None:
-        """Runs `job` on the loop's thread, after what was posted before."""
-        self._inbox.put(job)
+    def post(self, job: Job, task: Supervised | None = None) -> None:
+        """Runs `job` on the loop's thread, after what was posted before; what it raises ends
+        `task`, here and below."""
+        self._inbox.put((job, task))
         os.eventfd_write(self._wake, 1)
 
     def call_back(self, job: Job) -> None:
@@ -121,22 +141,55 @@ class Supervisor:
 
     # ---- on the loop's thread only ----
 
-    def watch(self, fileobj: object, job: Job) -> None:
+    def watch(self, fileobj: object, job: Job, task: Supervised | None = None) -> None:
         """Calls `job` whenever `fileobj` is readable."""
-        self._selector.register(fileobj, selectors.EVENT_READ, job)  # type: ignore[arg-type]
+        self._selector.register(fileobj, selectors.EVENT_READ, (job, task))  # type: ignore[arg-type]
 
     def unwatch(self, fileobj: object) -> None:
         """Ends `watch`; before the descriptor is closed."""
         self._selector.unregister(fileobj)  # type: ignore[arg-type]
 
-    def set_timer(self, at_ns: int, job: Job) -> Job:
+    def watch_directory(self, path: Path, job: Job, task: Supervised | None = None) -> int:
+        """Calls `job` whenever a file was moved into a directory; returns what ends it.
+
+        One inotify instance for all: closing one waits for a grace period of the kernel (8 ms), on
+        the thread of all tasks.
+        """
+        from inotify_simple import INotify, flags
+
+        if self._inotify is None:
+            self._inotify = INotify(nonblocking=True)
+            self.watch(self._inotify, self._look_into_directories)
+        watch: int = self._inotify.add_watch(os.fspath(path), flags.MOVED_TO)
+        self._directories[watch] = (job, task)
+        return watch
+
+    def unwatch_directory(self, watch: int) -> None:
+        """Ends `watch_directory`."""
+        assert self._inotify is not None
+        del self._directories[watch]
+        try:
+            self._inotify.rm_watch(watch)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # it went with its directory
+                raise
+
+    def _look_into_directories(self) -> None:
+        assert self._inotify is not None
+        for watch in {event.wd for event in self._inotify.read(timeout=0)}:
+            found = self._directories.get(watch)
+            if found is not None:
+                _guarded(*found)
+
+    def set_timer(self, at_ns: int, job: Job, task: Supervised | None = None) -> Job:
         """Calls `job` once at this wall time (ns); returns what cancels it.
 
         The wait is measured on the monotonic clock from now, so a clock step does not stretch it.
         """
         delay = max(0, at_ns - time.time_ns())
         entry: list[Job | None] = [job]
-        heapq.heappush(self._timers, (time.monotonic_ns() + delay, next(self._sequence), entry))
+        due_ns = time.monotonic_ns() + delay
+        heapq.heappush(self._timers, (due_ns, next(self._sequence), entry, task))
 
         def cancel() -> None:
             entry[0] = None
@@ -153,28 +206,21 @@ class Supervisor:
             return None
         return max(0.0, (self._timers[0][0] - time.monotonic_ns()) / 1e9)
 
-    def _guarded(self, job: Job) -> None:
-        # The one place for it (style, "Errors"): a fault in one task must not end the others.
-        try:
-            job()
-        except Exception:
-            logger.exception("a job of the supervisor failed")
-
     def _run(self) -> None:
         while True:
             for key, _ in self._selector.select(self._timeout_s()):
-                self._guarded(key.data)
+                _guarded(*key.data)
             while not self._inbox.empty():
-                self._guarded(self._inbox.get())
+                _guarded(*self._inbox.get())
             now = time.monotonic_ns()
             while self._timers and self._timers[0][0] <= now:
-                job = heapq.heappop(self._timers)[2][0]
+                _, _, (job,), task = heapq.heappop(self._timers)
                 if job is not None:
-                    self._guarded(job)
+                    _guarded(job, task)
 
     def _call_back(self) -> None:
         while True:
-            self._guarded(self._callbacks.get())
+            _guarded(self._callbacks.get(), None)
 
 
 _supervisors: dict[Settings, Supervisor] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -389,3 +390,21 @@ def test_kill_9_of_the_runner_leaves_what_gc_removes(settings: Settings, busybox
     assert record.state.container("app").exit_code == 137
     assert collect(settings).tasks == []
     assert [item.task_id for item in list_records(settings, stopped=True)] == [task_id]
+
+
+def test_a_fault_of_ours_ends_the_task_and_tells_who_waits(
+    settings: Settings, busybox: str
+) -> None:
+    task = run_task(definition(busybox, shell("app", "sleep 1")), settings=settings)
+    task.until("RUNNING", TIMEOUT_S)
+    # Nothing can be recorded any more: the next event is a fault.
+    for name in ("state.json", "events.jsonl", "files", "requests"):
+        path = settings.runs / task.id / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (settings.runs / task.id).chmod(0o700)
+    (settings.runs / task.id / "events.jsonl").mkdir()
+    task.wait(TIMEOUT_S)
+    assert task.last_status == "STOPPED"
+    assert task.stopped_reason is not None
+    assert task.stopped_reason.startswith("InternalError: ")
+    assert "events.jsonl" in task.stopped_reason

@@ -57,26 +57,27 @@ def test_host_that_routes_everything() -> None:
 
 
 def test_allocate_and_release_may_be_repeated(tmp_path: Path) -> None:
-    pool = SlotPool(tmp_path)
+    pool = SlotPool(tmp_path, tmp_path / "slots")
     first, second = new_task_id(), new_task_id()
     slot = pool.allocate(first)
     assert pool.allocate(first) == slot
     assert pool.allocate(second).index == 1
-    assert SlotPool(tmp_path).list() == [slot, pool.allocate(second)]
+    assert SlotPool(tmp_path, tmp_path / "slots").list_own() == [slot, pool.allocate(second)]
     pool.release(first)
     pool.release(first)
     third = new_task_id()
     assert pool.allocate(third).index == 0
-    assert (tmp_path / "network.json").exists()
+    assert (tmp_path / "slots/network.json").exists()
     for task in (second, third):
         pool.release(task)
-    assert pool.list() == []
+    assert pool.list_own() == []
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
 
 
 def test_subnet_stays_while_a_slot_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "network.json").write_text('{"version": 1, "subnet": "10.77.0.0/20"}')
-    pool = SlotPool(tmp_path)
+    (tmp_path / "slots").mkdir()
+    (tmp_path / "slots/network.json").write_text('{"version": 2, "subnet": "10.77.0.0/20"}')
+    pool = SlotPool(tmp_path, tmp_path / "slots")
     assert pool.allocate(new_task_id()).subnet == "10.77.0.0/20"
     assert pool.allocate(new_task_id()).address == "10.77.0.3"
 
@@ -84,9 +85,13 @@ def test_subnet_stays_while_a_slot_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("network.json", '{"version": 9, "subnet": ""}', "has version 9, this fargatelite reads 1"),
-        ("network.json", "{", "network.json is damaged"),
-        ("network.json", '{"version": 1, "subnet": "x"}', "holds subnet 'x'"),
+        (
+            "slots/network.json",
+            '{"version": 1, "subnet": ""}',
+            "has version 1, this fargatelite reads 2",
+        ),
+        ("slots/network.json", "{", "network.json is damaged"),
+        ("slots/network.json", '{"version": 2, "subnet": "x"}', "holds subnet 'x'"),
         ("slots/x.json", "{}", "is not the name of a slot"),
         ("slots/3.json", "[]", r"3\.json is damaged"),
     ],
@@ -95,7 +100,19 @@ def test_damaged_files_are_named(tmp_path: Path, file: str, content: str, messag
     (tmp_path / "slots").mkdir()
     (tmp_path / file).write_text(content)
     with pytest.raises(StateCorrupt, match=message):
-        SlotPool(tmp_path).allocate(new_task_id())
+        SlotPool(tmp_path, tmp_path / "slots").allocate(new_task_id())
+
+
+def test_two_run_roots_share_the_hosts_slots(tmp_path: Path) -> None:
+    first = SlotPool(tmp_path / "a", tmp_path / "slots")
+    second = SlotPool(tmp_path / "b", tmp_path / "slots")
+    one, two = first.allocate(new_task_id()), second.allocate(new_task_id())
+    assert (one.index, two.index) == (0, 1)
+    assert one.uid_base != two.uid_base
+    assert first.list_own() == [one]
+    assert first.find(two.task_id) == two
+    (tmp_path / "b/tasks" / two.task_id).mkdir(parents=True)
+    assert first.list_lost() == [one]
 
 
 def test_processes_never_share_a_slot(tmp_path: Path) -> None:
@@ -104,7 +121,7 @@ import sys
 from pathlib import Path
 from fargatelite.names import new_task_id
 from fargatelite.network.pool import SlotPool
-pool = SlotPool(Path(sys.argv[1]))
+pool = SlotPool(Path(sys.argv[1]), Path(sys.argv[1]) / "slots")
 kept = []
 for _ in range(20):
     kept.append(new_task_id())
@@ -122,5 +139,7 @@ print(*[f"{pool.allocate(task).index}:{task}" for task in kept])
         assert process.returncode == 0
         told += output.split()
     assert len({text.split(":")[0] for text in told}) == 80
-    listed = {f"{slot.index}:{slot.task_id}" for slot in SlotPool(tmp_path).list()}
+    listed = {
+        f"{slot.index}:{slot.task_id}" for slot in SlotPool(tmp_path, tmp_path / "slots").list_own()
+    }
     assert listed == set(told)
