@@ -395,7 +395,10 @@ def test_kill_9_of_the_runner_leaves_what_gc_removes(settings: Settings, busybox
 def test_a_fault_of_ours_ends_the_task_and_tells_who_waits(
     settings: Settings, busybox: str
 ) -> None:
-    task = run_task(definition(busybox, shell("app", "sleep 1")), settings=settings)
+    check = {"command": ["CMD", "true"], "interval": 5}
+    task = run_task(
+        definition(busybox, shell("app", "sleep 100", healthCheck=check)), settings=settings
+    )
     task.until("RUNNING", TIMEOUT_S)
     # Nothing can be recorded any more: the next event is a fault.
     for name in ("state.json", "events.jsonl", "files", "requests"):
