@@ -245,6 +245,29 @@ def test_a_reader_that_leaves_stops_the_task(fargatelite: CommandLine, busybox: 
     assert "Traceback" not in talk
 
 
+def test_a_reader_that_waits_does_not_fill_memory(
+    fargatelite: CommandLine, busybox: str, task_file: Path
+) -> None:
+    """What the reader has not taken stays in the log file; the task does not wait for it."""
+    task_file.write_text(definition(busybox, shell("app", "seq 1 400000; exit 4")))
+    process = fargatelite.start("run", task_file)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "app | 1\n"
+    (task_id,) = fargatelite("ps", "--all", "--quiet").stdout.split()
+    assert fargatelite("wait", task_id).returncode == 4
+    for _ in range(200_000):
+        last = process.stdout.readline()
+    assert last == "app | 200001\n"
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    peak_kib = int(status.partition("VmHWM:")[2].split()[0])
+    assert peak_kib < 80 * 1024
+    rest = process.stdout.read()
+    process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 4
+    assert rest.count("\n") == 199_999
+    assert rest.endswith("app | 400000\n")
+
+
 # ---- options ----
 
 
