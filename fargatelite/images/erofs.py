@@ -10,6 +10,7 @@ Format: Documentation/filesystems/erofs.rst, fs/erofs/erofs_fs.h (Linux 5.16 for
 
 from __future__ import annotations
 
+import os
 import stat
 import struct
 from collections.abc import Sequence
@@ -203,7 +204,8 @@ def write_erofs(root: Inode, blob_blocks: Sequence[int], destination: Path) -> i
         raise ImageInvalid(f"an image of {next_block} blocks; EROFS addresses 2^32")
 
     # Write.
-    with open(destination, "wb") as out:
+    fd = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as out:
         out.truncate(own_blocks * BLOCK_BYTES)
         out.seek(_SUPER_OFFSET)
         out.write(

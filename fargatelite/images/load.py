@@ -49,8 +49,11 @@ class _Directory:
         self._root = root
 
     def _open(self, path: str) -> int:
-        # No component of ours is a link in a layout that a tool wrote.
-        return os.open(self._root / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # A stranger wrote the names: no way out, and no FIFO that nobody writes to.
+        root, full = os.path.realpath(self._root), os.path.realpath(self._root / path)
+        if os.path.commonpath((root, full)) != root or not os.path.isfile(full):
+            raise ImageInvalid(f"{self._root} has no file {path[:100]!r}")
+        return os.open(full, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
 
     def has(self, path: str) -> bool:
         return (self._root / path).is_file()
@@ -178,7 +181,7 @@ def _load_layer(
 def _load_layout(store: ImageStore, files: _Files, fallback: str) -> list[str]:
     try:
         index = msgspec.json.decode(files.read("index.json", MAX_MANIFEST_BYTES), type=_Layout)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ImageInvalid(f"index.json: {error}") from error
     names = []
     for entry in index.manifests:
@@ -188,7 +191,11 @@ def _load_layout(store: ImageStore, files: _Files, fallback: str) -> list[str]:
             raise DigestMismatch(f"manifest has digest {top}, expected {entry.digest}")
         parsed = parse_manifest(data, "", PLATFORM)
         if isinstance(parsed, Descriptor):
-            data = files.read(_blob(parsed.digest), MAX_MANIFEST_BYTES)
+            chosen = parsed.digest
+            data = files.read(_blob(chosen), MAX_MANIFEST_BYTES)
+            found = f"sha256:{hashlib.sha256(data).hexdigest()}"
+            if found != chosen:
+                raise DigestMismatch(f"manifest has digest {found}, expected {chosen}")
             parsed = parse_manifest(data, "", PLATFORM)
         if isinstance(parsed, Descriptor):
             raise ImageInvalid("an index that leads to another index")
@@ -214,19 +221,19 @@ def _load_layout(store: ImageStore, files: _Files, fallback: str) -> list[str]:
     return names
 
 
-def _load_docker(store: ImageStore, files: _Files) -> list[str]:
+def _load_docker(store: ImageStore, files: _Files, fallback: str) -> list[str]:
     try:
         images = msgspec.json.decode(
             files.read("manifest.json", MAX_MANIFEST_BYTES), type=tuple[_DockerImage, ...]
         )
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ImageInvalid(f"manifest.json: {error}") from error
     names = []
     for image in images:
         config = files.read(image.config, MAX_CONFIG_BYTES)
         image_id = Digest(f"sha256:{hashlib.sha256(config).hexdigest()}")
         layers = [_load_layer(store, files, path, None, None) for path in image.layers]
-        for name in image.repo_tags or ():
+        for name in image.repo_tags or (f"{fallback}:latest",):
             # An archive has no manifest digest; the configuration's stands for it.
             publish_image(store, name, PLATFORM, image_id, image_id, config, layers, is_loaded=True)
             names.append(name)
@@ -241,7 +248,7 @@ def load_images(store: ImageStore, path: Path) -> tuple[str, ...]:
     files: _Files = _Directory(path) if path.is_dir() else _Archive(path)
     stem = path.name.removesuffix(".tar").lower()
     if files.has("manifest.json"):
-        return tuple(_load_docker(store, files))
+        return tuple(_load_docker(store, files, f"localhost/{stem}"))
     if files.has("index.json"):
         return tuple(_load_layout(store, files, f"localhost/{stem}"))
     raise ImageInvalid(

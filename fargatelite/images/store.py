@@ -85,7 +85,8 @@ def _hex(digest: str) -> str:
 def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     try:
-        with open(temporary, "wb") as file:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -109,8 +110,9 @@ class ImageStore:
         self.backend = ImageBackend(backend)
         self.config = config or RegistryConfig()
         self._cache: dict[str, _StoredImage] = {}
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("layers", "digests", "images", "references", "locks", "tmp"):
-            (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            (root / name).mkdir(mode=0o700, exist_ok=True)
         version = root / "VERSION"
         if not version.exists():
             _replace(version, STORE_VERSION.encode())
@@ -137,15 +139,26 @@ class ImageStore:
     def scratch(self) -> Iterator[Path]:
         """A directory of the store's own file system, removed at the end; its lock tells `gc` that
         somebody works in it."""
-        path = self.root / "tmp" / f"{os.getpid()}-{os.urandom(6).hex()}"
-        path.mkdir(mode=0o700)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        path, fd = self._make_scratch()
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH)
             yield path
         finally:
             os.close(fd)
             shutil.rmtree(path, ignore_errors=True)
+
+    def _make_scratch(self) -> tuple[Path, int]:
+        """The directory and the descriptor of its lock. `gc` may take it before it is locked."""
+        while True:
+            path = self.root / "tmp" / f"{os.getpid()}-{os.urandom(6).hex()}"
+            path.mkdir(mode=0o700)
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            if os.fstat(fd).st_nlink:
+                return path, fd
+            os.close(fd)
 
     # ---- layers ----
 
@@ -172,7 +185,7 @@ class ImageStore:
                 os.close(fd)
         target = self._layer(result.diff_id)
         holder = result.blob.parent / "publish"
-        holder.mkdir()
+        holder.mkdir(mode=0o700)
         os.rename(result.blob, holder / "blob")
         os.rename(result.table, holder / "table")
         try:
@@ -238,7 +251,7 @@ class ImageStore:
         blocks = tuple(item.blob_bytes // BLOCK_BYTES for item in layers)
         with self.scratch() as scratch:
             made = scratch / "image"
-            made.mkdir()
+            made.mkdir(mode=0o700)
             write_erofs(root, blocks, made / "image.erofs")
             _replace(
                 made / "image.json",
@@ -548,8 +561,30 @@ class ImageStore:
             raise ImageNotFound(f"{reference} is not in the store; see `fargatelite image list`")
         self.gc()
 
+    def _remove_scratch(self) -> bool:
+        """Removes what crashed pulls left; False when a pull is going on."""
+        for path in (self.root / "tmp").iterdir():
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # its pull ended
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            except BlockingIOError:
+                return False
+            finally:
+                os.close(fd)
+        return True
+
     def gc(self) -> list[str]:
-        """Removes images without a name, layers without an image, and what crashed pulls left."""
+        """Removes images without a name, layers without an image, and what crashed pulls left.
+
+        Nothing while a pull or load goes on, in whatever process: its layers have no image yet, its
+        image no name.
+        """
+        if not self._remove_scratch():
+            return []
         removed = []
         wanted_images = set()
         for path in (self.root / "references").iterdir():
@@ -571,16 +606,6 @@ class ImageStore:
                 removed.append(f"sha256:{path.name}")
                 self._cache.pop(f"sha256:{path.name}", None)
                 shutil.rmtree(path)
-        for path in (self.root / "tmp").iterdir():
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                # A pull is going on: its layers have no image yet.
-                return removed
-            finally:
-                os.close(fd)
-            shutil.rmtree(path)
         for path in (self.root / "layers").iterdir():
             if path.name not in wanted_layers:
                 shutil.rmtree(path)

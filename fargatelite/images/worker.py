@@ -31,14 +31,14 @@ from fargatelite.errors import (
     ImageNotFound,
 )
 from fargatelite.images.credentials import RegistryConfig
-from fargatelite.images.image import PullProgress
+from fargatelite.images.image import ImageConfig, PullProgress
 from fargatelite.images.manifest import (
     Descriptor,
     Manifest,
     parse_config,
     parse_manifest,
 )
-from fargatelite.names import Digest
+from fargatelite.names import DiffId, Digest
 
 if TYPE_CHECKING:
     from fargatelite.images.registry import Registry
@@ -119,11 +119,11 @@ def _converse(
         process.stdin.write(msgspec.json.encode(request) + b"\n")
         process.stdin.close()
         while True:
+            if cancelled is not None and cancelled.is_set():
+                raise ImageError("the pull was cancelled")
             try:
                 line = lines.get(timeout=CANCEL_LOOK_S if cancelled is not None else None)
             except queue.Empty:
-                if cancelled is not None and cancelled.is_set():
-                    raise ImageError("the pull was cancelled") from None
                 continue
             if not line:
                 break
@@ -247,10 +247,29 @@ def _fetch_layer(
     return found
 
 
+def _check_config(
+    config: ImageConfig, diff_ids: tuple[DiffId, ...], layers: int, platform: str
+) -> None:
+    system, _, architecture = platform.partition("/")
+    if (config.os or system, config.architecture or architecture) != (system, architecture):
+        raise ImageNotFound(
+            f"image Manifest does not contain descriptor matching platform '{platform}'"
+        )
+    if len(diff_ids) != layers:
+        raise ImageInvalid(f"{layers} layers in the manifest, {len(diff_ids)} in the configuration")
+
+
 def fetch_image(
     store: ImageStore, registry: Registry, reference: str, platform: str, emit: Emit
 ) -> None:
     """Pulls manifest, configuration and layers, checks every digest, builds and names the image."""
+    with store.scratch():  # tells `gc` to wait: until the end the layers have no image
+        _fetch_image(store, registry, reference, platform, emit)
+
+
+def _fetch_image(
+    store: ImageStore, registry: Registry, reference: str, platform: str, emit: Emit
+) -> None:
     from fargatelite.images.reference import parse_reference
 
     parsed = parse_reference(reference)
@@ -258,15 +277,7 @@ def fetch_image(
     config_data = registry.fetch_small_blob(manifest.config.digest)
     _check_digest(config_data, manifest.config.digest, "image configuration")
     config, diff_ids = parse_config(config_data)
-    system, _, architecture = platform.partition("/")
-    if (config.os or system, config.architecture or architecture) != (system, architecture):
-        raise ImageNotFound(
-            f"image Manifest does not contain descriptor matching platform '{platform}'"
-        )
-    if len(diff_ids) != len(manifest.layers):
-        raise ImageInvalid(
-            f"{len(manifest.layers)} layers in the manifest, {len(diff_ids)} in the configuration"
-        )
+    _check_config(config, diff_ids, len(manifest.layers), platform)
     with ThreadPoolExecutor(PARALLEL_LAYERS) as pool:
         futures = [
             pool.submit(_fetch_layer, store, registry, reference, layer, emit)
@@ -307,6 +318,7 @@ def publish_image(
     from fargatelite.images.reference import parse_reference
 
     config, diff_ids = parse_config(config_data)
+    _check_config(config, diff_ids, len(layers), platform)
     for entry, diff_id in zip(layers, diff_ids, strict=True):
         if entry.diff_id != diff_id:
             raise DigestMismatch(
@@ -330,7 +342,8 @@ def _work(request: _Request, emit: Emit) -> tuple[str, ...]:
     if request.load is not None:
         from fargatelite.images.load import load_images
 
-        return load_images(store, Path(request.load))
+        with store.scratch():  # as in `fetch_image`
+            return load_images(store, Path(request.load))
     assert request.reference is not None
     reference = parse_reference(request.reference)
     registry = Registry(
