@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 import re
@@ -67,7 +66,7 @@ def _docker_config(config: RegistryConfig) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RegistryDenied(f"cannot read registry credentials from {path}: {error}") from error
     return value if isinstance(value, dict) else {}
 
@@ -123,9 +122,10 @@ def _from_config(registry: str, document: dict[str, Any]) -> Credentials | None:
             continue
         if entry.get("auth"):
             try:
-                username, _, password = base64.b64decode(entry["auth"]).decode().partition(":")
-            except (binascii.Error, UnicodeDecodeError, TypeError) as error:
+                plain = base64.b64decode(entry["auth"], validate=True).decode()
+            except (ValueError, TypeError) as error:
                 raise RegistryDenied(f"credentials for {registry} are not base64") from error
+            username, _, password = plain.partition(":")
             token = entry.get("identitytoken")
             return Credentials(username=username, password=password, identity_token=token)
         if entry.get("username"):
