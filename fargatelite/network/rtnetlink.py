@@ -26,13 +26,13 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from fargatelite.errors import NetworkFailed
 from fargatelite.names import INTERFACE_PREFIX
 from fargatelite.network.namespaces import run_in_namespace
-from fargatelite.network.slot import Slot
+from fargatelite.network.slot import METADATA_ADDRESS, Slot
 
 __all__ = ["HostRoutes", "connect_link", "find_links", "read_host_routes", "remove_link"]
 
 _NLMSG_ERROR = 2
 _NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE = 16, 17, 20, 24
-_REQUEST, _ACK, _EXCL, _CREATE = 1, 4, 0x200, 0x400
+_REQUEST, _ACK, _REPLACE, _EXCL, _CREATE = 1, 4, 0x100, 0x200, 0x400
 _IFF_UP = 1
 _TABLE_MAIN, _PROTO_STATIC, _SCOPE_UNIVERSE, _SCOPE_LINK, _TYPE_UNICAST = 254, 4, 0, 253, 1
 _RTNH_F_ONLINK = 4
@@ -82,13 +82,14 @@ def _link(
     return _Message(action=action, kind=kind, body=_body(message), flags=flags)
 
 
-def _address(action: str, index: int, address: str) -> _Message:
+def _address(action: str, index: int, address: str, exists: int = _EXCL) -> _Message:
+    """`exists`: _EXCL refuses an address that is there, _REPLACE takes it."""
     message = ifaddrmsg()
     message["family"] = socket.AF_INET
     message["prefixlen"] = 32
     message["index"] = index
     message["attrs"] = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
-    return _Message(action=action, kind=_NEWADDR, body=_body(message), flags=_CREATE | _EXCL)
+    return _Message(action=action, kind=_NEWADDR, body=_body(message), flags=_CREATE | exists)
 
 
 def _route(
@@ -232,6 +233,8 @@ def _configure_task_end(slot: Slot) -> None:
             task,
             [
                 _link("bring up lo", _NEWLINK, 0, [], index=1, up=True),
+                # A namespace that is connected again still has it: lo was not replaced.
+                _address("give lo the metadata address", 1, METADATA_ADDRESS, _REPLACE),
                 _link(f"bring up {name}", _NEWLINK, 0, [], index=index, up=True),
                 _address(f"give {name} address {slot.address}", index, slot.address),
                 _route(

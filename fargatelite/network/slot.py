@@ -15,6 +15,7 @@ from fargatelite.names import TaskId, interface_name
 
 __all__ = [
     "MAX_SLOTS",
+    "METADATA_ADDRESS",
     "TASK_INTERFACE",
     "UID_COUNT",
     "PortPublication",
@@ -30,6 +31,9 @@ MAX_SLOTS = 4093
 
 UID_COUNT = 65536
 """Ids of a task's user namespace; all of 16 bits, as images use any of them."""
+
+METADATA_ADDRESS = "169.254.170.2"
+"""On every task's own lo: where SDKs look for credentials and metadata (contract 4.5, 5)."""
 
 TASK_INTERFACE = "eth1"
 """What Fargate's metadata calls the task's interface (contract 5.4)."""

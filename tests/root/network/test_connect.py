@@ -17,7 +17,7 @@ from fargatelite.network.connect import (
     leftover_interfaces,
 )
 from fargatelite.network.namespaces import run_in_namespace
-from fargatelite.network.slot import PortPublication, Protocol
+from fargatelite.network.slot import METADATA_ADDRESS, PortPublication, Protocol
 
 from .conftest import HOST_ADDRESS, IMDS, WORLD_ADDRESS, Net
 
@@ -255,3 +255,11 @@ def test_many_threads_at_once(net: Net) -> None:
     assert failures == []
     assert len(done) == 6
     assert net.on_host(leftover_addresses) == []
+
+
+def test_the_metadata_address_is_the_tasks_own(net: Net) -> None:
+    (_, first), (_, second) = net.task(), net.task()
+    with listen(first, METADATA_ADDRESS, 51679):
+        reach(first, METADATA_ADDRESS, 51679)
+        with pytest.raises(OSError):
+            reach(second, METADATA_ADDRESS, 51679)

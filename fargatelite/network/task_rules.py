@@ -1,0 +1,108 @@
+"""nftables rules inside one task's network namespace: the way to its metadata endpoint, and faults.
+
+The endpoint's address is in the task's namespace, and so would be its port 80: a listener there
+would refuse every web server that binds 0.0.0.0:80 (EADDRINUSE, also with SO_REUSEADDR). It listens
+on `METADATA_LISTEN_PORT`, and ports are rewritten both ways on loopback. Rewritten, not NATed: a
+nat hook would turn connection tracking on for all of the task's packets.
+
+Every fault is a base chain of its own, so the kernel alone knows which faults are on: nothing is
+lost when another process adopts the task. All of it ends with the namespace.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from fargatelite.errors import HostUnsupported, NetworkFailed
+from fargatelite.network.namespaces import run_in_namespace
+from fargatelite.network.slot import METADATA_ADDRESS
+
+__all__ = ["METADATA_LISTEN_PORT", "METADATA_PORT", "TaskRules"]
+
+METADATA_PORT = 80
+"""Where containers find the endpoint (contract 5)."""
+
+METADATA_LISTEN_PORT = 51679
+"""Where it listens: the EC2 agent's port, which ECS reserves (contract 5)."""
+
+_TABLE = "inet fargatelite_task"
+_REDIRECT = f"""
+add table {_TABLE}
+add chain {_TABLE} metadata {{ type filter hook output priority raw; policy accept; }}
+flush chain {_TABLE} metadata
+add rule {_TABLE} metadata ip daddr {METADATA_ADDRESS} tcp dport {METADATA_PORT} \
+tcp dport set {METADATA_LISTEN_PORT}
+add rule {_TABLE} metadata ip saddr {METADATA_ADDRESS} tcp sport {METADATA_LISTEN_PORT} \
+tcp sport set {METADATA_PORT}
+"""
+
+
+class TaskRules:
+    """The rules of one namespace. Not thread-safe.
+
+    Keeps a netlink socket, and by it the namespace, until `close`.
+    """
+
+    def __init__(self, netns_fd: int) -> None:
+        """Raises: HostUnsupported without libnftables, NetworkFailed."""
+        self._context: Any = run_in_namespace(netns_fd, _open_context)
+
+    def redirect_metadata(self) -> None:
+        """Makes `METADATA_PORT` reach the listener; may be repeated. Raises: NetworkFailed."""
+        self._run(_REDIRECT)
+
+    def drop(self, chain: str, hook: str, match: str, spared: Sequence[str]) -> None:
+        """Drops what `match` matches at `hook`, except what matches a `spared` expression.
+
+        A chain of that name that exists stays as it is. Raises: NetworkFailed.
+        """
+        if self.has_chain(chain):
+            return
+        commands = [
+            f"add table {_TABLE}",
+            f"add chain {_TABLE} {chain} {{ type filter hook {hook} priority filter; }}",
+            *(f"add rule {_TABLE} {chain} {match} {item} accept" for item in spared),
+            f"add rule {_TABLE} {chain} {match} drop",
+        ]
+        self._run("\n".join(commands))
+
+    def remove(self, chain: str) -> None:
+        """Ends a `drop`; one that is not there is no error. Raises: NetworkFailed."""
+        if self.has_chain(chain):
+            self._run(f"flush chain {_TABLE} {chain}\ndelete chain {_TABLE} {chain}")
+
+    def has_chain(self, chain: str) -> bool:
+        """Whether a `drop` of that name is in force. Raises: NetworkFailed."""
+        listed = json.loads(self._run("list chains inet") or '{"nftables": []}')["nftables"]
+        table = _TABLE.split()[1]
+        return any(
+            item["chain"]["name"] == chain and item["chain"]["table"] == table
+            for item in listed
+            if "chain" in item
+        )
+
+    def close(self) -> None:
+        """Lets go of the namespace; rules stay as long as it does. Takes some 10 ms (RCU)."""
+        self._context = None
+
+    def _run(self, commands: str) -> str:
+        code, output, error = self._context.cmd(commands)
+        if code != 0:
+            raise NetworkFailed(
+                f"nftables refused a rule in the task's namespace: {error.strip()}", path=_TABLE
+            )
+        return str(output)
+
+
+def _open_context() -> Any:
+    """A libnftables context of the calling thread's network namespace."""
+    try:
+        import nftables
+
+        context = nftables.Nftables()
+    except (ImportError, OSError) as error:
+        raise HostUnsupported("libnftables is missing: apt-get install libnftables1") from error
+    context.set_json_output(True)
+    return context
