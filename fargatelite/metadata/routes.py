@@ -93,7 +93,7 @@ class Source(Interface):
         ...
 
 
-def answer(source: Source, request: Request, *, now_ns: int) -> Answer:
+def answer(source: Source, request: Request) -> Answer:
     """The answer to one request of one task; never raises for what a container sends."""
     first, _, rest = request.path[1:].partition("/")
     if first in ("v3", "v4"):
@@ -101,7 +101,7 @@ def answer(source: Source, request: Request, *, now_ns: int) -> Answer:
     if request.path == _CREDENTIALS or request.path.startswith(_CREDENTIALS + "/"):
         return _credentials(source, request)
     if first == "api":
-        return _api(source, request, rest, now_ns)
+        return _api(source, request, rest)
     return _not_found()
 
 
@@ -223,13 +223,13 @@ def _credentials(source: Source, request: Request) -> Answer:
     )
 
 
-def _api(source: Source, request: Request, rest: str, now_ns: int) -> Answer:
+def _api(source: Source, request: Request, rest: str) -> Answer:
     runtime_id, _, what = rest.partition("/")
     if what == "task-protection/v1/state":
-        return _protection(source, request, runtime_id, now_ns)
-    kind, fault_version, *asked = [*what.split("/"), ""][:-1] or ["", ""]
-    if [kind, fault_version] == ["fault", "v1"] and len(asked) == 2:
-        return _fault(source, request, runtime_id, asked[0], asked[1])
+        return _protection(source, request, runtime_id)
+    parts = what.split("/")
+    if len(parts) == 4 and parts[:2] == ["fault", "v1"]:
+        return _fault(source, request, runtime_id, parts[2], parts[3])
     return _not_found()
 
 
@@ -259,7 +259,7 @@ def _protection_failure(status: int, code: str, message: str, arn: str | None = 
     return Answer(status=status, body={"error": {**members, "Code": code, "Message": message}})
 
 
-def _protection(source: Source, request: Request, runtime_id: str, now_ns: int) -> Answer:
+def _protection(source: Source, request: Request, runtime_id: str) -> Answer:
     if request.method not in ("GET", "PUT"):
         return _wrong_method()
     asked = _ProtectionRequest()

@@ -259,11 +259,11 @@ class MetadataServer:
                     self._drop(connection)
                 return
             if handle._take_token(time.monotonic()):
-                answered = answer(handle._source, request, now_ns=time.time_ns())
+                answered = answer(handle._source, request)
             else:
                 answered = _TOO_MANY
         except BadRequest as bad:
-            answered = bad.answer
+            answered = bad.answer if handle._take_token(time.monotonic()) else _TOO_MANY
         except Exception:
             # A bug behind one task's Source must not end the endpoints of all others.
             _logger.exception("a metadata request failed")
