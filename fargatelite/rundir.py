@@ -10,6 +10,7 @@
         events.jsonl what happened, one event a line, appended
         exits        exit records, written by the shim
         shim.sock    the shim's control socket
+        guest-<container>.plan  how `exec` gets into a container (sandbox/compile.py)
         files/       hosts, hostname, resolv.conf of the task
 
 It is recorded before anything else of a task exists, and removed after everything else is gone, so
@@ -38,6 +39,7 @@ STATE_NAME, DESIRED_NAME, EVENTS_NAME, EXITS_NAME = (
     "events.jsonl",
     "exits",
 )
+_REMOVED = ".removed-"  # no task id begins with it
 
 
 def ensure_private_directory(path: Path) -> Path:
@@ -142,7 +144,18 @@ class RunDirectory:
         except BlockingIOError as error:
             os.close(fd)
             raise TaskBusy(f"task {self.task_id} is supervised by another process") from error
+        # It may have been removed between open and flock: then the lock is nobody's.
+        if not self._is_at_its_place(fd):
+            os.close(fd)
+            raise TaskNotFound(f"task {self.task_id} is gone")
         self._lock_fd = fd
+
+    def _is_at_its_place(self, fd: int) -> bool:
+        try:
+            found = os.stat(self.path / "lock", follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(found, os.fstat(fd))
 
     def is_supervised(self) -> bool:
         """Whether a process holds the lock (this one included)."""
@@ -172,6 +185,14 @@ class RunDirectory:
     def requests(self) -> Path:
         """What other processes ask of the supervisor; a file moved to here is a request."""
         return self.path / "requests"
+
+    def write_guest_plan(self, container: str, data: bytes) -> None:
+        """Records how to get into a container that is about to start."""
+        replace_file(self.path / f"guest-{container}.plan", data)
+
+    def read_guest_plan(self, container: str) -> bytes | None:
+        """What `write_guest_plan` wrote; None when the container never started."""
+        return self._read(f"guest-{container}.plan")
 
     def write_state(self, data: bytes) -> None:
         """Replaces the recorded state."""
@@ -218,15 +239,33 @@ class RunDirectory:
             os.close(fd)
 
     def remove(self) -> None:
-        """Removes the directory and lets go of the lock; the last step of a task's removal."""
-        shutil.rmtree(self.path, ignore_errors=False, onerror=_ignore_missing)
+        """Removes the directory and lets go of the lock; the last step of a task's removal.
+
+        It goes out of sight whole: one without its lock file would look abandoned to others.
+        """
+        removed = self.path.with_name(_REMOVED + self.task_id)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.path, removed)
+        _remove_tree(removed)
         self.unlock()
+
+    @classmethod
+    def sweep_removed(cls, runs: Path) -> None:
+        """Ends what a process that was killed in `remove` had begun."""
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(runs):
+                if name.startswith(_REMOVED):
+                    _remove_tree(runs / name)
 
     def unlock(self) -> None:
         """Lets go of the lock without removing anything."""
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+
+def _remove_tree(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=False, onerror=_ignore_missing)
 
 
 def _ignore_missing(function: object, path: str, info: tuple[type, BaseException, object]) -> None:

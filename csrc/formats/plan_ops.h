@@ -50,6 +50,7 @@
     X(UMASK, 41, 1, "u") /* mode */ \
     X(WORKDIR, 42, 1, "s") /* path */ \
     X(EXEC, 43, 1, "lll") /* argv, environment, candidates */ \
+    X(EXEC_IN, 49, 1, "ull") /* process, argv, environment */ \
     /* end */
 /* clang-format on */
 
@@ -94,6 +95,7 @@ enum op_code {
     OP_UMASK = 41,
     OP_WORKDIR = 42,
     OP_EXEC = 43,
+    OP_EXEC_IN = 49,
 };
 
 #endif

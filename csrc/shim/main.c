@@ -102,6 +102,7 @@ static void process_free(struct process *process) {
     close_descriptor(&process->stdin_fd);
     close_descriptor(&process->terminal_fd);
     free(process->captured);
+    plan_free(&process->plan);
     process_clear(process);
 }
 
@@ -123,7 +124,6 @@ static int watch_process(struct shim *shim, size_t index, struct failure *failur
 
 int process_start(struct shim *shim, uint32_t number, int plan_fd,
                   const struct start_request *request, struct failure *failure) {
-    struct plan plan = {0};
     size_t index = 0;
     if (process_find(shim, number))
         return fail(failure, "start", "process number is in use", EEXIST);
@@ -134,21 +134,21 @@ int process_start(struct shim *shim, uint32_t number, int plan_fd,
 
     struct process *process = &shim->processes[index];
     process_clear(process);
-    int result = plan_load(plan_fd, &plan, failure);
+    int result = plan_load(plan_fd, &process->plan, failure);
     if (!result) {
         process->used = true;
         process->number = number;
-        result = spawn_process(shim, &plan, request, process, failure);
+        process->is_guest = request->flags != 0;
+        result = spawn_process(shim, &process->plan, request, process, failure);
         if (!result)
             result = watch_process(shim, index, failure);
         if (result && process->pid > 0) {
             kill(process->pid, SIGKILL);
             waitpid(process->pid, NULL, 0);
         }
-        if (result)
-            process_free(process);
     }
-    plan_free(&plan);
+    if (result)
+        process_free(process);
     return result;
 }
 
@@ -232,8 +232,8 @@ static void on_exit_of(struct shim *shim, struct process *process) {
         event.stopped_at_ns = stopped_at_ns;
         control_broadcast(shim, &event, NULL);
     } else {
-        /* Captured processes are health checks: their result is no part of the task's record. */
-        if (!process->captured)
+        /* Health checks and guests are no part of the task's record. */
+        if (!process->captured && !process->is_guest)
             write_exit_record(shim, process, status, stopped_at_ns, &usage);
         control_event(process, EVENT_EXITED, &event);
         event.stopped_at_ns = stopped_at_ns;

@@ -518,28 +518,6 @@ static int do_umask(struct child *child, const struct op *op, struct failure *fa
     return 0;
 }
 
-static int do_exec(struct child *child, const struct op *op, struct failure *failure) {
-    (void)child;
-    const struct argument *a = op->arguments;
-    int error = ENOENT;
-    /* All descriptors of ours are O_CLOEXEC; this is for one that a later change forgets. */
-    if (syscall(SYS_close_range, 3, ~0U, 1U << 2 /* CLOSE_RANGE_CLOEXEC */) && errno != ENOSYS &&
-        errno != EPERM)
-        return FAIL(failure, "close_range", "descriptors");
-    /* The container dies with its shim. After setresuid, which clears it (prctl(2)). */
-    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0))
-        return FAIL(failure, "prctl", "PR_SET_PDEATHSIG");
-    for (uint32_t i = 0; i < a[2].list_length; i++) {
-        execve(a[2].list[i], a[0].list, a[1].list);
-        if (errno == ENOENT || errno == ENOTDIR)
-            continue;
-        error = errno; /* as execvp(3): go on after EACCES, but remember it */
-        if (errno != EACCES)
-            break;
-    }
-    return fail(failure, "execve", a[0].list_length ? a[0].list[0] : "", error);
-}
-
 typedef int execute_fn(struct child *, const struct op *, struct failure *);
 
 static execute_fn *const functions[] = {
@@ -572,6 +550,7 @@ static execute_fn *const functions[] = {
     [OP_UMASK] = do_umask,
     [OP_WORKDIR] = do_workdir,
     [OP_EXEC] = do_exec,
+    [OP_EXEC_IN] = do_exec_in,
     [OP_SYSCTL] = do_sysctl,
     [OP_INIT] = do_init,
     [OP_PAUSE] = do_pause,

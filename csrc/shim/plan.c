@@ -115,7 +115,7 @@ static int take_argument(struct reader *reader, char kind, struct plan *plan, ui
 
 /* Whether nothing can follow: the program runs, or the process waits for ever. */
 static bool is_last(uint16_t code) {
-    return code == OP_EXEC || code == OP_PAUSE;
+    return code == OP_EXEC || code == OP_EXEC_IN || code == OP_PAUSE;
 }
 
 /* Parent operations come first; what is last comes last and once. */

@@ -82,6 +82,8 @@ struct process {
     bool running; /* execve succeeded */
     bool failed;  /* `failure` holds */
     struct failure failure;
+    struct plan plan; /* for exec_in: its environment may hold secrets, which are nowhere else */
+    bool is_guest;    /* started by a command that looks in: it has no exit record */
     uint64_t started_at_ns;
     uint64_t setup_ns;
     uint64_t cloned_monotonic_ns;
@@ -145,6 +147,10 @@ int child_execute(struct child *child, const struct op *op, struct failure *fail
 /* init.c: the two operations that make a PID 1. */
 int do_init(struct child *child, const struct op *op, struct failure *failure);
 int do_pause(struct child *child, const struct op *op, struct failure *failure);
+
+/* exec.c */
+int do_exec(struct child *child, const struct op *op, struct failure *failure);
+int do_exec_in(struct child *child, const struct op *op, struct failure *failure);
 
 /* terminal.c */
 int do_terminal(struct child *child, const struct op *op, struct failure *failure);

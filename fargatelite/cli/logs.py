@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
 import sys
 import threading
 
@@ -41,12 +42,17 @@ class _Printer:
 
 class _End:
     """Waits on a thread for the end of a task: STOPPED, or its supervisor lost, after which it
-    would write no more state and a follower would wait for ever."""
+    would write no more state and a follower would wait for ever.
+
+    `wake` is readable then, and at a signal: one that comes between Python's look for signals and
+    the wait itself would interrupt nothing (signal.set_wakeup_fd).
+    """
 
     def __init__(self, settings: Settings, task_id: str) -> None:
         self.is_there = threading.Event()
         self.failure: FargateliteError | None = None
-        self.wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self.wake, self._tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
         threading.Thread(target=self._wait, args=(settings, task_id), daemon=True).start()
 
     def _wait(self, settings: Settings, task_id: str) -> None:
@@ -55,7 +61,7 @@ class _End:
         except FargateliteError as error:
             self.failure = error
         self.is_there.set()
-        os.eventfd_write(self.wake, 1)
+        os.write(self._tell, b"\0")
 
 
 @click.command("logs")

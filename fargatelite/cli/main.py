@@ -30,6 +30,7 @@ COMMANDS = {
     "describe": ("describe", "Show tasks as DescribeTasks does."),
     "logs": ("logs", "Show what a task's containers wrote."),
     "stop": ("stop", "Stop a task."),
+    "exec": ("execute", "Run a command in a running container."),
     "wait": ("wait", "Wait for a task to stop; exit with its code."),
     "stats": ("stats", "Show CPU and memory of running tasks."),
     "bill": ("bill", "Show what a task cost and what it used."),

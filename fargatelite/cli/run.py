@@ -123,6 +123,7 @@ def _exit_code(task: Task, interrupted: int | None) -> int:
 @click.option("-p", "--publish", multiple=True, metavar="HOST:CONTAINER", help="Port on loopback.")
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Tag of the task.")
 @click.option("--started-by", metavar="TEXT", help="RunTask's startedBy.")
+@click.option("--enable-execute-command", is_flag=True, help="Allow `fargatelite exec`.")
 @click.option("--group", metavar="NAME", help="Task group; family:<family> by default.")
 @click.option("--trace", is_flag=True, help="Print each step and operation with its microseconds.")
 @click.option("--dry-run", is_flag=True, help="Print the plan of each container; run nothing.")
@@ -136,6 +137,7 @@ def command(
     publish: tuple[str, ...],
     tags: tuple[str, ...],
     started_by: str | None,
+    enable_execute_command: bool,
     group: str | None,
     trace: bool,
     dry_run: bool,
@@ -164,6 +166,7 @@ def command(
             overrides=parsed_overrides,
             tags=_parse_tags(tags),
             started_by=started_by,
+            enable_execute_command=enable_execute_command,
             group=group,
             pull=pull,  # type: ignore[arg-type]
             publish=publish,

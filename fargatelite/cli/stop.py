@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
 from fargatelite import names
-from fargatelite.errors import TaskBusy
+from fargatelite.errors import TaskBusy, TaskNotFound
 from fargatelite.rundir import DesiredStop, RunDirectory
 from fargatelite.runtime.record import find_record
 from fargatelite.runtime.remote import wait_stopped
@@ -29,11 +31,12 @@ def command(settings: Settings, tasks: tuple[str, ...], reason: str, no_wait: bo
         if record.state.last_status == "STOPPED":
             continue
         run = RunDirectory(settings.runs, names.parse_task_id(record.task_id))
-        if not run.is_supervised():
+        if not run.is_supervised() and run.path.exists():
             raise TaskBusy(
                 f"task {record.task_id[:12]} has lost its supervisor; `fargatelite gc` ends it"
             )
-        run.request_stop(DesiredStop(stop_code="UserInitiated", reason=reason))
+        with contextlib.suppress(TaskNotFound):  # it has just stopped
+            run.request_stop(DesiredStop(stop_code="UserInitiated", reason=reason))
     for record in chosen:
         if not no_wait:
             wait_stopped(settings, record.task_id, None)

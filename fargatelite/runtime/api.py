@@ -285,6 +285,7 @@ def run_task(
     tags: Mapping[str, str] | None = None,
     started_by: str | None = None,
     group: str | None = None,
+    enable_execute_command: bool = False,
     pull: Literal["always", "missing", "never"] = "always",
     publish: tuple[PublishSpec, ...] | list[PublishSpec] = (),
     on_event: Callable[[Event], None] | None = None,
@@ -297,7 +298,8 @@ def run_task(
     Args:
         definition: a dict, JSON text, a path, or a `TaskDefinition`.
         overrides: RunTask's `overrides` (contract 8.3).
-        tags, started_by, group: as RunTask's; `group` is `family:<family>` by default.
+        tags, started_by, group, enable_execute_command: as RunTask's; `group` is
+            `family:<family>` by default.
         pull: `always` asks the registry for the digest as Fargate does, and takes layers from the
             store; `missing` asks only for an image that is not there; `never` asks nobody.
         publish: ports of the task on the host's loopback, `8080:80` or PortPublication.
@@ -340,6 +342,7 @@ def run_task(
             started_by=started_by,
             tags=dict(tags or {}),
             overrides=dict(overrides or {}),
+            enable_execute_command=enable_execute_command,
         ),
         wire=wire,
         pull_policy=pull,

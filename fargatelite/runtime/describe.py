@@ -28,6 +28,7 @@ class TaskFacts(msgspec.Struct, frozen=True, kw_only=True):
     started_by: str | None = None
     tags: dict[str, str] = {}
     overrides: dict[str, Any] = {}
+    enable_execute_command: bool = False
     private_ipv4_address: str | None = None
     mac_address: str | None = None
     private_dns_name: str | None = None
@@ -149,7 +150,7 @@ def describe_task(state: TaskState, definition: TaskDefinition, facts: TaskFacts
             "cpu": str(definition.cpu_units),
             "createdAt": _seconds(state.created_at_ns),
             "desiredStatus": state.desired_status,
-            "enableExecuteCommand": False,
+            "enableExecuteCommand": facts.enable_execute_command,
             "ephemeralStorage": {"sizeInGiB": definition.ephemeral_storage_gib},
             "fargateEphemeralStorage": {"sizeInGiB": definition.ephemeral_storage_gib},
             "executionStoppedAt": _seconds(state.execution_stopped_at_ns),

@@ -34,6 +34,7 @@ from fargatelite.runtime.events import (
     TaskEvent,
     encode_event,
 )
+from fargatelite.runtime.guest import GUEST_NUMBER
 from fargatelite.runtime.reasons import (
     describe_failure,
     reason_of,
@@ -44,7 +45,12 @@ from fargatelite.runtime.supervise import Supervisor
 from fargatelite.runtime.trace import Timeline, read_op_trace
 from fargatelite.runtime.transitions import step, will_restart
 from fargatelite.runtime.volumes import list_mounts, prepare_volumes
-from fargatelite.sandbox.compile import ContainerSpec, compile_container, compile_health_check
+from fargatelite.sandbox.compile import (
+    ContainerSpec,
+    compile_container,
+    compile_guest,
+    compile_health_check,
+)
 from fargatelite.sandbox.mounts import VolumeMount
 from fargatelite.sandbox.plan import Plan, encode_plan
 from fargatelite.shim import (
@@ -404,6 +410,7 @@ class SupervisedTask:
                 )
                 held.plan = compile_container(held.spec)
                 data = encode_plan(held.plan)
+                self.run.write_guest_plan(name, encode_plan(compile_guest(held.spec)))
                 self._sampler.add_container(self.run.task_id, name, cgroup)
             launched.shim.start_process(held.number, data)
         except (FargateliteError, OSError, ValueError) as error:
@@ -464,6 +471,12 @@ class SupervisedTask:
         match event:
             case None:
                 self._shim_gone(now)
+            case (
+                ProcessStarted(number=number)
+                | ProcessFailed(number=number)
+                | ProcessExited(number=number)
+            ) if number >= GUEST_NUMBER:
+                pass  # somebody looks in; its own process follows it
             case ProcessExited(number=launch.PID_HOLDER):
                 logger.error("task %s: its pid namespace is gone", self.run.task_id)
             case ProcessStarted(number=number, pid=pid, setup_ns=setup_ns):

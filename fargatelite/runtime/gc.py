@@ -105,6 +105,7 @@ def collect(
     that this data root knows (a writable layer, a slot) are taken for orphans.
     """
     report = Collected()
+    RunDirectory.sweep_removed(settings.runs)
     for run in RunDirectory.list_all(settings.runs):
         _collect_task(settings, run, report)
     store = open_store(settings)

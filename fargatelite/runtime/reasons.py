@@ -32,7 +32,7 @@ def describe_failure(failure: Failure, plan: Plan, what: str) -> str:
     if failure.op_index is None or failure.op_index >= len(plan):
         return f"{what}: {failure.call} {failure.path}: {error}"
     item = plan[failure.op_index]
-    if item.name == "exec":
+    if item.name.startswith("exec"):
         # The text that Docker and Fargate users know.
         return f'{what}: exec: "{failure.path}": {_exec_error(failure.errno, failure.path)}'
     return (
@@ -54,7 +54,7 @@ def _exec_error(number: int, program: str) -> str:
 def start_failure_exit_code(failure: Failure, plan: Plan) -> int | None:
     """127 for a program that is not there, 126 for one that cannot be run, as podman and sh; None
     when the sandbox failed before."""
-    if failure.op_index is None or plan[failure.op_index].name != "exec":
+    if failure.op_index is None or not plan[failure.op_index].name.startswith("exec"):
         return None
     return 127 if failure.errno in (errno.ENOENT, errno.ENOTDIR) else 126
 

@@ -61,6 +61,7 @@ def wait_stopped(settings: Settings, task_id: str, timeout_s: float | None) -> T
     try:
         record = read_record(settings, task_id)
         while record.state.last_status != "STOPPED" or run.path.exists():
+            # In this order: a task that ends meanwhile is gone before its lock is free.
             if not run.is_supervised() and run.path.exists():
                 raise FargateliteError(
                     f"task {task_id[:12]} has lost its supervisor; `fargatelite gc` ends it"

@@ -30,9 +30,11 @@ __all__ = [
     "Process",
     "capabilities_of",
     "compile_container",
+    "compile_guest",
     "compile_health_check",
     "compile_pause",
     "compile_sysctls",
+    "complete_guest",
     "resolve_process",
 ]
 
@@ -216,7 +218,7 @@ def compile_pause(*, join_files: tuple[str, ...], clone_into: str | None, seccom
     )
 
 
-def _privileges(spec: ContainerSpec, process: Process, *, is_main: bool = False) -> list[Op]:
+def _privileges(spec: ContainerSpec, process: Process) -> list[Op]:
     """From real root in the host's user namespace to the container's user. The filter comes before
     the capabilities go, since installing it without no_new_privs needs CAP_SYS_ADMIN."""
     user = process.user
@@ -233,17 +235,19 @@ def _privileges(spec: ContainerSpec, process: Process, *, is_main: bool = False)
         op("capabilities", permitted, 0, 0),
         op("umask", 0o022),
         op("workdir", process.working_directory),
-        *((op("init"),) if is_main and spec.has_init else ()),
-        op(
-            "exec",
-            process.argv,
-            tuple(f"{name}={value}" for name, value in process.environment.items()),
-            exec_candidates(
-                process.argv[0], process.environment.get("PATH", ""), process.working_directory
-            ),
-        ),
     ]
     return ops
+
+
+def _exec(process: Process) -> Op:
+    return op(
+        "exec",
+        process.argv,
+        tuple(f"{name}={value}" for name, value in process.environment.items()),
+        exec_candidates(
+            process.argv[0], process.environment.get("PATH", ""), process.working_directory
+        ),
+    )
 
 
 def compile_container(spec: ContainerSpec) -> Plan:
@@ -274,7 +278,8 @@ def compile_container(spec: ContainerSpec) -> Plan:
     ]
     if spec.readonly_root:
         ops.append(op("readonly", "/", 0))
-    return (*ops, *_privileges(spec, process, is_main=True))
+    init = (op("init"),) if spec.has_init else ()
+    return (*ops, *_privileges(spec, process), *init, _exec(process))
 
 
 def _terminal(spec: ContainerSpec, base: int) -> tuple[Op, ...]:
@@ -298,11 +303,45 @@ def compile_health_check(spec: ContainerSpec, command: tuple[str, ...]) -> Plan:
         case _:
             argv = command
     process = msgspec.structs.replace(spec.process, argv=argv)
+    return (
+        *_join(spec, (op("capture", HEALTH_OUTPUT_BYTES),)),
+        *_privileges(spec, process),
+        _exec(process),
+    )
+
+
+def compile_guest(spec: ContainerSpec) -> Plan:
+    """All of a guest's plan but its last operation: `exec` in a running container, with the same
+    namespaces, groups, limits, user, filter. It holds no variable, so it may lie on a disk."""
+    return (*_join(spec, ()), *_privileges(spec, spec.process))
+
+
+def complete_guest(
+    template: Plan,
+    number: int,
+    argv: tuple[str, ...],
+    environment: tuple[str, ...] = (),
+    *,
+    terminal: bool = False,
+) -> Plan:
+    """A guest's whole plan. `number` is the container's process; its environment is taken in the
+    shim, with `environment` (`NAME=value`) over it."""
+    ops = list(template)
+    if terminal:
+        streams = next(item for item in ops if item.name == "streams")
+        place = next(index for index, item in enumerate(ops) if item.name == "join_process") + 1
+        # The owner of the streams is the container's user, as the host counts.
+        ops.insert(place, op("terminal", *streams.values))
+    return (*ops, op("exec_in", number, argv, environment))
+
+
+def _join(spec: ContainerSpec, more: tuple[Op, ...]) -> list[Op]:
+    """Into a running container, still with our own privileges."""
     base, user = spec.id_base, spec.process.user
-    ops = [
+    return [
         op("namespaces", 0, spec.clone_into or ""),
         op("join_pid", spec.number),
-        op("capture", HEALTH_OUTPUT_BYTES),
+        *more,
         op("streams", base + user.uid, base + user.gid),
         *(op("join_cgroup", path) for path in spec.join_files),
         *(_rlimit(*limit) for limit in spec.rlimits),
@@ -312,4 +351,3 @@ def compile_health_check(spec: ContainerSpec, command: tuple[str, ...]) -> Plan:
             CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_NEWNET,
         ),
     ]
-    return (*ops, *_privileges(spec, process))

@@ -151,6 +151,10 @@ OPERATIONS: dict[str, Operation] = {
             "exec", 43, "child", "argv:l environment:l candidates:l",
             "execve(2) of the first candidate that exists",
         ),
+        _operation(
+            "exec_in", 49, "child", "process:u argv:l environment:l",
+            "execve(2) with a running process's environment, then these variables; by its PATH",
+        ),
     )
 }  # fmt: skip
 
