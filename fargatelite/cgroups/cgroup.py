@@ -109,6 +109,11 @@ class Driver(Protocol):
         """Processes in the group and below it, without those in none of our pid namespace."""
         ...
 
+    def directory(self, controller: str, path: str) -> str | None:
+        """The group's directory in a controller's hierarchy; on v2 always the same one. None where
+        this driver does not use the controller."""
+        ...
+
     def list_tasks(self) -> list[str]:
         """Names of the groups directly below the project's root in any hierarchy, sorted."""
         ...

@@ -130,6 +130,10 @@ class V1Driver:
             names.update(tree.list_children(f"{root}/{CGROUP_ROOT}"))
         return sorted(names)
 
+    def directory(self, controller: str, path: str) -> str | None:
+        """See Driver."""
+        return self._directory(controller, path) if controller in self._roots else None
+
     def _directory(self, controller: str, path: str) -> str:
         return f"{self._roots[controller]}/{path}"
 

@@ -149,6 +149,10 @@ class V2Driver:
         """See Driver.list_tasks."""
         return sorted(tree.list_children(f"{self._root}/{CGROUP_ROOT}"))
 
+    def directory(self, controller: str, path: str) -> str | None:
+        """See Driver."""
+        return f"{self._root}/{path}"
+
     def _describe(self, path: str) -> Cgroup:
         group = f"{self._root}/{tree.check_path(path)}"
         peak = f"{group}/memory.peak"

@@ -11,7 +11,7 @@ from fargatelite import names
 from fargatelite.runtime.task import ContainerState, TaskState
 from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
 
-__all__ = ["TaskFacts", "describe_task"]
+__all__ = ["TaskFacts", "container_uuid", "describe_task"]
 
 PLATFORM_VERSION = "1.4.0"  # contract 4.8
 # Ours: what ECS would give an id of its own gets one derived from the task's.
@@ -32,6 +32,11 @@ class TaskFacts(msgspec.Struct, frozen=True, kw_only=True):
     private_ipv4_address: str | None = None
     mac_address: str | None = None
     private_dns_name: str | None = None
+
+
+def container_uuid(state: TaskState, name: str) -> str:
+    """The last part of a container's ARN."""
+    return _uuid(state, name)
 
 
 def _uuid(state: TaskState, what: str) -> str:
@@ -82,7 +87,11 @@ def _container(
     shown = _without_none(
         {
             "containerArn": names.container_arn(
-                facts.region, facts.account, facts.cluster, task_id, _uuid(state, item.name)
+                facts.region,
+                facts.account,
+                facts.cluster,
+                task_id,
+                container_uuid(state, item.name),
             ),
             "taskArn": names.task_arn(facts.region, facts.account, facts.cluster, task_id),
             "name": item.name,

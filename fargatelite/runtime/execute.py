@@ -64,6 +64,8 @@ from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
 
 if TYPE_CHECKING:
     from fargatelite.images.image import Image, PullProgress
+    from fargatelite.metadata.faults import FaultInjector
+    from fargatelite.metadata.server import Handle
     from fargatelite.meter.sampler import Sampler
 
 __all__ = ["SupervisedTask"]
@@ -122,6 +124,7 @@ class SupervisedTask:
         self._host = Host.probe()
         self._driver = detect_driver()
         self._launched: launch.Launched | None = None
+        self._endpoint: Handle | None = None
         self._is_shim_watched = False
         self._containers = {
             container.name: _Container(number)
@@ -308,11 +311,32 @@ class SupervisedTask:
                 ),
                 launched.cgroup,
             )
+            with self.timeline.phase("metadata endpoint"):
+                self._open_endpoint(launched)
         except (FargateliteError, OSError) as error:
             reason = reason_of(error, "ResourceInitializationError")
             self._post_event(machine.ProvisionFailed(at_ns=time.time_ns(), reason=reason))
             return
         self.supervisor.post(lambda: self._provisioned(launched), self)
+
+    def _open_endpoint(self, launched: launch.Launched) -> None:
+        from fargatelite.runtime.endpoint import TaskEndpoint, get_metadata_server
+
+        netns_fd = launched.ready.network_namespace
+
+        def make(faults: FaultInjector) -> TaskEndpoint:
+            return TaskEndpoint(
+                self, self.definition, launched.slot, netns_fd, self._driver,
+                launch.hostname_of(launched.slot), launch.read_resolv_conf(), faults, None,
+            )  # fmt: skip
+
+        self._endpoint = get_metadata_server().add_task(netns_fd, make)
+
+    def _close_endpoint(self) -> None:
+        if self._endpoint is not None:
+            from fargatelite.runtime.endpoint import get_metadata_server
+
+            get_metadata_server().remove_task(self._endpoint)
 
     def _provisioned(self, launched: launch.Launched) -> None:
         self._launched = launched
@@ -605,6 +629,7 @@ class SupervisedTask:
     def _deprovision(self) -> None:
         from fargatelite.runtime.images import open_store
 
+        self._close_endpoint()
         try:
             self._sampler.remove(self.run.task_id)  # takes the last sample
         except OSError as error:

@@ -49,6 +49,7 @@ __all__ = [
     "make_spec",
     "platform_of",
     "provision",
+    "read_resolv_conf",
     "remove_task",
     "reset_overlay",
     "task_limits",
@@ -123,8 +124,8 @@ def _write_owned(path: Path, text: str, owner: int) -> None:
         os.fchmod(fd, 0o644)
 
 
-def _resolv_conf() -> str:
-    """What a task resolves with: the host's servers, or those behind its loopback resolver."""
+def read_resolv_conf() -> str:
+    """resolv.conf(5) of tasks: the host's servers, or those behind its loopback resolver."""
 
     def read(path: str) -> str | None:
         try:
@@ -172,7 +173,7 @@ def provision(
         files = run.path / "files"
         _write_owned(files / "hosts", hosts_text(slot, hostname), slot.uid_base)
         _write_owned(files / "hostname", hostname + "\n", slot.uid_base)
-        _write_owned(files / "resolv.conf", _resolv_conf(), slot.uid_base)
+        _write_owned(files / "resolv.conf", read_resolv_conf(), slot.uid_base)
     except BaseException:
         shim.close()
         raise

@@ -417,7 +417,9 @@ class TaskDefinition(_Shape, frozen=True, kw_only=True):
     pid_mode: Annotated[str | None, Effect("sandbox.compile.compile_pause", "4.5")] = None
     volumes: Annotated[tuple[Volume, ...], _VOLUME] = ()
     proxy_configuration: Annotated[dict[str, Any] | None, NotYet()] = None
-    enable_fault_injection: Annotated[bool, NotYet()] = False
+    enable_fault_injection: Annotated[
+        bool, Effect("runtime.endpoint.TaskEndpoint.__init__", "5.6")
+    ] = False
 
     placement_constraints: Annotated[tuple[dict[str, Any], ...], _unsupported("constraints")] = ()
     ipc_mode: Annotated[str | None, _unsupported("ipcMode")] = None
