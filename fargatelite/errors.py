@@ -16,6 +16,7 @@
     ├── SandboxFailed           an operation of a launch failed; names op, call, object, errno
     ├── NetworkFailed           ecs_name ResourceInitializationError
     ├── CgroupFailed            ecs_name ResourceInitializationError
+    ├── StorageFailed           ecs_name ResourceInitializationError
     ├── TaskNotFound            no live or recorded task has that id
     ├── TaskAmbiguous           a shortened id fits more than one task
     ├── TaskBusy                another process supervises the task
@@ -42,6 +43,7 @@ __all__ = [
     "RegistryUnavailable",
     "SandboxFailed",
     "StateCorrupt",
+    "StorageFailed",
     "TaskAmbiguous",
     "TaskBusy",
     "TaskNotFound",
@@ -159,6 +161,12 @@ class NetworkFailed(FargateliteError):
 
 class CgroupFailed(FargateliteError):
     """A control group could not be created, limited, read or removed."""
+
+    ecs_name = "ResourceInitializationError"
+
+
+class StorageFailed(FargateliteError):
+    """A task's file system could not be made, mounted or removed."""
 
     ecs_name = "ResourceInitializationError"
 

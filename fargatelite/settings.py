@@ -12,6 +12,7 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     insecure_registries = ["registry.test:5000"]   # plain HTTP; loopback needs no entry
     ecr_endpoint_url = "http://127.0.0.1:4566"     # where GetAuthorizationToken is asked
     image_backend = "auto"               # or file, loop, directory: how images are mounted
+    storage_backend = "auto"             # or loop; unlimited: ephemeralStorage is no limit
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     insecure_registries: tuple[str, ...] = ()
     ecr_endpoint_url: str | None = None
     image_backend: Literal["auto", "file", "loop", "directory"] = "auto"
+    storage_backend: Literal["auto", "loop", "unlimited"] = "auto"
 
     @property
     def images(self) -> Path:
@@ -65,6 +67,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return Path(self.data_root, "tasks")
 
     @property
+    def storage(self) -> Path:
+        """Files that hold the file systems of live tasks."""
+        return Path(self.data_root, "storage")
+
+    @property
     def cache(self) -> Path:
         """What can be made again at any time."""
         return Path(self.data_root, "cache")
@@ -83,6 +90,7 @@ _VARIABLES = {
     "cluster": "FARGATELITE_CLUSTER",
     "ecr_endpoint_url": "FARGATELITE_ECR_ENDPOINT_URL",
     "image_backend": "FARGATELITE_IMAGE_BACKEND",
+    "storage_backend": "FARGATELITE_STORAGE_BACKEND",
 }
 _FORMS = {
     "region": re.compile(r"[a-z]{2}(-[a-z]+)+-\d", re.ASCII),

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import Protocol as Interface
 
@@ -21,6 +22,7 @@ from fargatelite.metadata.faults import FaultInjector
 from fargatelite.metadata.readings import GroupPaths, read_networks, read_reading
 from fargatelite.metadata.routes import Credentials, Protection
 from fargatelite.metadata.shapes import (
+    EphemeralStorage,
     HealthFacts,
     MetadataContainer,
     MetadataTask,
@@ -33,6 +35,7 @@ from fargatelite.network.slot import Slot
 from fargatelite.runtime.dependencies import ContainerStep
 from fargatelite.runtime.describe import TaskFacts, container_uuid
 from fargatelite.runtime.task import ContainerState, TaskState
+from fargatelite.storage.ephemeral import RESERVED_MIB, read_use
 from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
 
 if TYPE_CHECKING:
@@ -81,6 +84,7 @@ class TaskEndpoint:
         driver: Driver,
         hostname: str,
         resolv_conf: str,
+        storage: Path | None,
         faults: FaultInjector,
         role: TaskRole | None,
     ) -> None:
@@ -90,6 +94,7 @@ class TaskEndpoint:
         self._netns_fd = netns_fd
         self._driver = driver
         self._role = role
+        self._storage = storage
         self._networks = _networks(slot, hostname, resolv_conf)
         self._readings: dict[str, tuple[Reading | None, Reading]] = {}
         self._protection: Protection | None = None
@@ -124,6 +129,7 @@ class TaskEndpoint:
             group=facts.group,
             tags=facts.tags,
             clock_drift=read_clock_drift(),
+            ephemeral_storage=self._storage_use(),
             is_fault_injection_enabled=definition.enable_fault_injection,
         )
 
@@ -164,6 +170,14 @@ class TaskEndpoint:
         return self.protection()
 
     # ---- what it is made of ----
+
+    def _storage_use(self) -> EphemeralStorage | None:
+        if self._storage is None:
+            return None
+        return EphemeralStorage(
+            utilized_mib=read_use(self._storage).used_bytes >> 20,
+            reserved_mib=self._definition.ephemeral_storage_gib * 1024 + RESERVED_MIB,
+        )
 
     def _group_paths(self, name: str) -> GroupPaths:
         path = names.cgroup_path(names.TaskId(self._live.state.task_id), name)

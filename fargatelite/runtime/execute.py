@@ -323,11 +323,14 @@ class SupervisedTask:
         from fargatelite.runtime.endpoint import TaskEndpoint, get_metadata_server
 
         netns_fd = launched.ready.network_namespace
+        limited = self.settings.storage_backend != "unlimited"
+        storage = self.settings.layers / self.run.task_id if limited else None
 
         def make(faults: FaultInjector) -> TaskEndpoint:
             return TaskEndpoint(
                 self, self.definition, launched.slot, netns_fd, self._driver,
-                launch.hostname_of(launched.slot), launch.read_resolv_conf(), faults, None,
+                launch.hostname_of(launched.slot), launch.read_resolv_conf(),
+                storage, faults, None,
             )  # fmt: skip
 
         self._endpoint = get_metadata_server().add_task(netns_fd, make)

@@ -150,6 +150,7 @@ def provision(
     Raises: FargateliteError; what was made is found again by `remove_task`.
     """
     from fargatelite.network import connect, pool
+    from fargatelite.storage import ephemeral
 
     logs = settings.records / run.task_id / "logs"
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -160,6 +161,15 @@ def provision(
         shim = Shim.start(run.path, slot.uid_base, slot.uid_count)
     try:
         # The shim makes its namespaces meanwhile.
+        if settings.storage_backend != "unlimited":
+            with timeline.phase("ephemeral storage"):
+                ephemeral.create_storage(
+                    settings.storage,
+                    settings.cache,
+                    settings.layers / run.task_id,
+                    run.task_id,
+                    definition.ephemeral_storage_gib,
+                )
         with timeline.phase("task cgroup"):
             cgroup = detect_driver().create(names.cgroup_path(run.task_id), task_limits(definition))
         with timeline.phase("namespaces"):
@@ -345,19 +355,8 @@ def reset_overlay(settings: Settings, run: RunDirectory, container: str) -> None
     """Lets a container's writable layer be mounted again: a `volatile` overlay leaves a mark that
     refuses that, since a crash of the host may have lost data; this host has not crashed."""
     work = settings.layers / run.task_id / container / "work"
-    _thaw_tree(work)
+    shutil.rmtree(work)
     work.mkdir(mode=0o700)
-
-
-def _thaw_tree(path: Path) -> None:
-    """overlayfs leaves `work/work` without permission bits, which root does not mind; nothing of a
-    task is read here, only unlinked by descriptor (shutil.rmtree follows no link)."""
-
-    def on_error(function: object, name: str, info: tuple[type, BaseException, object]) -> None:
-        if not isinstance(info[1], FileNotFoundError):
-            raise info[1]
-
-    shutil.rmtree(path, onerror=on_error)
 
 
 def remove_task(
@@ -374,6 +373,7 @@ def remove_task(
     `stoppedReason`-like reporting and for `gc`, which does the same again.
     """
     from fargatelite.network import connect, pool
+    from fargatelite.storage import ephemeral
 
     failures: list[str] = []
 
@@ -403,5 +403,5 @@ def remove_task(
     with step("images"):
         release_images()
     with step("writable layers"):
-        _thaw_tree(settings.layers / run.task_id)
+        ephemeral.remove_storage(settings.storage, settings.layers / run.task_id, run.task_id)
     return failures

@@ -379,7 +379,9 @@ class ContainerDefinition(_Shape, frozen=True, kw_only=True):
 class EphemeralStorage(_Shape, frozen=True, kw_only=True):
     """EphemeralStorage."""
 
-    size_gib: Annotated[int, Effect("billing.bill.compute_bill", "7.1")] = field(name="sizeInGiB")
+    size_gib: Annotated[int, Effect("storage.ephemeral.create_storage", "4.3")] = field(
+        name="sizeInGiB"
+    )
 
 
 class RuntimePlatform(_Shape, frozen=True, kw_only=True):
@@ -407,7 +409,7 @@ class TaskDefinition(_Shape, frozen=True, kw_only=True):
     task_role_arn: Annotated[str | None, _ROLE] = None
     execution_role_arn: Annotated[str | None, _ROLE] = None
     ephemeral_storage: Annotated[
-        EphemeralStorage | None, Effect("billing.bill.compute_bill", "7.1")
+        EphemeralStorage | None, Effect("storage.ephemeral.create_storage", "4.3")
     ] = None
     runtime_platform: Annotated[
         RuntimePlatform | None, Effect("runtime.launch.platform_of", "3.9")

@@ -151,7 +151,7 @@ def test_auto_falls_back_where_the_kernel_has_no_erofs(
     layout: Path, tmp_path: Path, clean_host: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A name that no kernel knows: fsopen(2) answers what it answers without EROFS.
-    monkeypatch.setattr(mount, "_FILE_SYSTEM", b"no-such-fs")
+    monkeypatch.setattr(mount, "_FILE_SYSTEM", "no-such-fs")
     store = ImageStore(tmp_path / "auto")
     (image,) = store.load(layout)
     try:

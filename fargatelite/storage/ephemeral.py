@@ -1,0 +1,188 @@
+"""A task's ephemeral storage: a file system of its own for writable layers and volumes.
+
+Fargate promises `ephemeralStorage` GiB (20 by default) to a task: more gives the writer ENOSPC, and
+nobody else notices (contract 4.3). Few hosts have project quotas on, so each task gets an ext4 of
+its own in a sparse file: it takes what the task wrote, holds bytes and inodes to the limit, tells
+its use by one statfs(2), and goes by an unmount and an unlink, however many files there are.
+
+Measured (Linux 6.18): mkfs 7 ms once per size, then per task a sparse copy 0.4 ms, loop device
+0.6 ms, mount 0.8 ms, removal 1 ms. It has no journal: it does not outlive its task, nor a crash.
+
+Nobody but the kernel writes to it: a task has files in it, never its device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+from fargatelite.errors import HostUnsupported, StorageFailed
+from fargatelite.mounts import (
+    LOOP_CONTROL,
+    MOUNT_ATTR_NOATIME,
+    attach_loop,
+    mount_filesystem,
+    unmount_detached,
+)
+from fargatelite.names import TaskId
+
+__all__ = ["RESERVED_MIB", "StorageUse", "create_storage", "read_use", "remove_storage"]
+
+TEMPLATE_VERSION = 1
+RESERVED_MIB = 16
+"""Fargate's metadata reports 20,496 MiB for a task of 20 GiB (contract 4.3)."""
+
+_GIB = 2**30
+_BYTES_PER_INODE = 16384  # mkfs.ext4's own ratio: 1.3 million files in 20 GiB
+_INODE_BYTES = 256
+_MKFS = "mkfs.ext4"
+_MKFS_DEADLINE_S = 60
+
+
+class StorageUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task has written and what it may."""
+
+    used_bytes: int
+    size_bytes: int
+
+
+def _backing(root: Path, task_id: TaskId) -> Path:
+    return root / f"{task_id}.ext4"
+
+
+def _file_bytes(size_bytes: int) -> int:
+    """The file for a file system with at least `size_bytes` for data.
+
+    Beside the inodes: two bitmaps of a block each per 128 MiB and group descriptors (less than
+    1/2048), and 4,096 blocks that ext4 keeps for itself and RESERVED_MIB as on Fargate.
+    """
+    inodes = size_bytes // _BYTES_PER_INODE
+    return size_bytes + inodes * _INODE_BYTES + size_bytes // 2048 + (16 + RESERVED_MIB) * 2**20
+
+
+def _ensure_template(cache: Path, size_gib: int) -> Path:
+    template = cache / f"ephemeral-{size_gib}-v{TEMPLATE_VERSION}.ext4"
+    if template.exists():
+        return template
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = template.with_name(f".{template.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    size_bytes = size_gib * _GIB
+    try:
+        with open(fresh, "xb") as file:
+            file.truncate(_file_bytes(size_bytes))
+        subprocess.run(
+            [
+                _MKFS, "-q", "-F", "-m", "0", "-N", str(size_bytes // _BYTES_PER_INODE),
+                "-I", str(_INODE_BYTES), "-O", "^has_journal,sparse_super2,^resize_inode",
+                "-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", os.fspath(fresh),
+            ],
+            check=True, capture_output=True, text=True, timeout=_MKFS_DEADLINE_S,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.rename(fresh, template)
+    except FileNotFoundError as error:
+        raise HostUnsupported(
+            f'{_MKFS} is missing: install e2fsprogs, or set storage_backend = "unlimited"'
+        ) from error
+    except subprocess.SubprocessError as error:
+        said = getattr(error, "stderr", None) or error
+        raise StorageFailed(f"cannot make a file system of {size_gib} GiB: {said}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh)
+    return template
+
+
+def _copy_sparse(source: Path, target: Path) -> None:
+    """Copies data, not holes: 240 KiB of 20 GiB."""
+    with open(source, "rb") as read, open(target, "xb") as write:
+        size = os.fstat(read.fileno()).st_size
+        write.truncate(size)
+        at = 0
+        while at < size:
+            try:
+                at = os.lseek(read.fileno(), at, os.SEEK_DATA)
+            except OSError:  # ENXIO: no data behind here
+                break
+            end = os.lseek(read.fileno(), at, os.SEEK_HOLE)
+            while at < end:
+                copied = os.copy_file_range(read.fileno(), write.fileno(), end - at, at, at)
+                if not copied:
+                    raise StorageFailed(f"{source} became shorter while it was copied", path=source)
+                at += copied
+
+
+def create_storage(
+    root: Path, cache: Path, mount_point: Path, task_id: TaskId, size_gib: int
+) -> None:
+    """Makes and mounts the task's file system of `size_gib` GiB at `mount_point`.
+
+    `root` is where the backing files lie (0700), `cache` where templates do. What was made is found
+    again by `remove_storage`, whatever failed.
+    Raises: HostUnsupported where the host has no ext4, loop devices or mkfs; StorageFailed.
+    """
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    template = _ensure_template(cache, size_gib)
+    backing = _backing(root, task_id)
+    try:
+        mount_point.mkdir(mode=0o700, parents=True)  # first: gc looks for it
+        _copy_sparse(template, backing)
+        device, name = attach_loop(backing, read_only=False, direct_io=True)
+        try:
+            mount_filesystem(
+                "ext4", name, mount_point, attributes=MOUNT_ATTR_NOATIME, flags=("discard",)
+            )
+        finally:
+            os.close(device)
+    except OSError as error:
+        if error.errno == errno.ENODEV or error.filename == LOOP_CONTROL:
+            raise HostUnsupported(
+                f"this kernel cannot hold tasks to their ephemeralStorage ({error.strerror}): load "
+                'the modules loop and ext4, or set storage_backend = "unlimited"',
+                errno=error.errno,
+            ) from error
+        raise StorageFailed(
+            f"cannot make the ephemeral storage of {size_gib} GiB ({error.filename or backing}): "
+            f"{error.strerror}",
+            errno=error.errno,
+            path=backing,
+        ) from error
+
+
+def remove_storage(root: Path, mount_point: Path, task_id: TaskId) -> None:
+    """Unmounts and deletes the task's file system; what is not there is no error.
+
+    A directory that was never a mount (`storage_backend = "unlimited"`) is deleted file by file.
+    Raises: StorageFailed.
+    """
+    try:
+        unmount_detached(mount_point)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_backing(root, task_id))
+        shutil.rmtree(mount_point, onerror=_ignore_missing)
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot remove {mount_point}: {error.strerror}", errno=error.errno, path=mount_point
+        ) from error
+
+
+def _ignore_missing(function: object, path: str, info: tuple[type, BaseException, object]) -> None:
+    # overlayfs leaves `work/work` without permission bits, which root does not mind; nothing of a
+    # task is read here, only unlinked by descriptor (shutil.rmtree follows no link).
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]
+
+
+def read_use(mount_point: Path) -> StorageUse:
+    """Use and size of the file system at `mount_point`. Raises: OSError."""
+    found = os.statvfs(mount_point)
+    return StorageUse(
+        used_bytes=(found.f_blocks - found.f_bfree) * found.f_frsize,
+        size_bytes=found.f_blocks * found.f_frsize,
+    )

@@ -1,0 +1,144 @@
+"""ephemeralStorage is a limit: for the writer only, in bytes and in files, and gone with the task."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fargatelite import Settings, Task, run_task
+from fargatelite.errors import HostUnsupported
+from fargatelite.names import new_task_id
+from fargatelite.storage import ephemeral
+from fargatelite.storage.ephemeral import create_storage, read_use, remove_storage
+from tests.root.runtime.test_container_features import (
+    TIMEOUT_S,
+    check,
+    definition,
+    lines_of,
+    run,
+    shell,
+)
+
+pytestmark = [pytest.mark.root]
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("size_gib", [20, 21, 200])
+def test_all_of_the_size_is_the_tasks(tmp_path: Path, clean_host: None, size_gib: int) -> None:
+    task_id = new_task_id()
+    mount_point = tmp_path / "task"
+    create_storage(tmp_path / "storage", tmp_path / "cache", mount_point, task_id, size_gib)
+    try:
+        found = os.statvfs(mount_point)
+        available = found.f_bavail * found.f_frsize
+        assert size_gib * GIB <= available < size_gib * GIB + size_gib * GIB // 100
+        assert found.f_favail >= size_gib * GIB // 16384 - 100
+        backing = os.stat(tmp_path / "storage" / f"{task_id}.ext4")
+        assert backing.st_blocks * 512 < 2 << 20
+        assert read_use(mount_point).used_bytes < 1 << 20
+    finally:
+        remove_storage(tmp_path / "storage", mount_point, task_id)
+    assert list((tmp_path / "storage").iterdir()) == []
+    assert not mount_point.exists()
+    remove_storage(tmp_path / "storage", mount_point, task_id)
+
+
+def test_what_is_made_is_a_sound_file_system(tmp_path: Path, clean_host: None) -> None:
+    task_id = new_task_id()
+    mount_point = tmp_path / "task"
+    create_storage(tmp_path / "storage", tmp_path / "cache", mount_point, task_id, 21)
+    try:
+        for number in range(200):
+            (mount_point / f"file-{number}").write_bytes(os.urandom(10_000))
+        os.sync()
+        copy = tmp_path / "copy.ext4"
+        subprocess.run(["cp", "--sparse=always", tmp_path / "storage" / f"{task_id}.ext4", copy],
+                       check=True)  # fmt: skip
+        checked = subprocess.run(["e2fsck", "-fn", copy], capture_output=True, text=True)
+        # 0: clean. It was copied while it was mounted, which e2fsck may only remark.
+        assert checked.returncode == 0, checked.stdout
+    finally:
+        remove_storage(tmp_path / "storage", mount_point, task_id)
+
+
+@pytest.mark.registry
+@pytest.mark.field("ephemeralStorage.sizeInGiB")
+def test_the_writer_gets_enospc_and_its_neighbours_do_not(settings: Settings, busybox: str) -> None:
+    script = (
+        "fallocate -l 20G /first && echo first; fallocate -l 2G /second 2>&1; rm /second;"
+        " fallocate -l 990M /data/third;"
+        " dd if=/dev/zero of=/data/fourth bs=1M count=120 2>&1 | grep -o 'No space.*';"
+        " rm /first; fallocate -l 2G /fifth && echo fifth; wget -q -O - $T/task"
+    )
+    volume = {"volumes": [{"name": "data"}], "ephemeralStorage": {"sizeInGiB": 21}}
+    mounts = [{"sourceVolume": "data", "containerPath": "/data"}]
+    neighbour = definition(
+        busybox, shell("n", "while [ ! -e /stop ]; do echo x >> /log || exit 9; sleep 0.05; done",
+                       stopTimeout=2))  # fmt: skip
+    with run_task(neighbour, settings=settings) as other:
+        other.until("RUNNING", TIMEOUT_S)
+        task = run(
+            settings,
+            definition(
+                busybox,
+                shell("w", f"T=$ECS_CONTAINER_METADATA_URI_V4; {script}", mountPoints=mounts),
+                **volume,
+            ),
+        )
+        assert other.last_status == "RUNNING"
+    lines = lines_of(task, "w")
+    assert lines[0] == "first"
+    assert "No space left on device" in lines[1]
+    assert lines[2:4] == ["No space left on device", "fifth"]
+    metrics = json.loads(lines[4])["EphemeralStorageMetrics"]
+    assert metrics["Reserved"] == 21 * 1024 + 16
+    assert 3020 < metrics["Utilized"] < 3200
+    assert list(settings.storage.iterdir()) == []
+    assert list(settings.layers.iterdir()) == []
+
+
+@pytest.mark.registry
+def test_what_is_deleted_is_given_back_to_the_host(settings: Settings, busybox: str) -> None:
+    script = "dd if=/dev/urandom of=/big bs=1M count=64; sync; rm /big; sync; echo done; sleep 300"
+    with run_task(
+        definition(busybox, shell("w", script, stopTimeout=2)), settings=settings
+    ) as task:
+        for line in task.logs("w", follow=True):
+            if line.text == b"done":
+                break
+        backing = settings.storage / f"{task.id}.ext4"
+        assert backing.stat().st_blocks * 512 < 8 << 20
+
+
+@pytest.mark.registry
+def test_a_host_may_set_no_limit(settings: Settings, busybox: str) -> None:
+    free = msgspec.structs.replace(settings, storage_backend="unlimited")
+    task = run(free, definition(busybox, shell("w", "echo x > /file; mkdir /dir; ls /")))
+    check(task)
+    assert not free.storage.exists()
+    assert list(free.layers.iterdir()) == []
+
+
+@pytest.mark.registry
+def test_a_host_without_mkfs_is_told_what_to_do(
+    settings: Settings, busybox: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ephemeral, "_MKFS", "mkfs.nothing")
+    task: Task = run(settings, definition(busybox, shell("w", "true")))
+    assert task.stop_code == "TaskFailedToStart"
+    assert task.stopped_reason is not None
+    assert task.stopped_reason.startswith("ResourceInitializationError: mkfs.nothing is missing")
+    assert 'storage_backend = "unlimited"' in task.stopped_reason
+
+
+def test_the_error_is_a_lack_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ephemeral, "_MKFS", "mkfs.nothing")
+    with pytest.raises(HostUnsupported, match="install e2fsprogs"):
+        create_storage(tmp_path / "s", tmp_path / "c", tmp_path / "m", new_task_id(), 21)
+    remove_storage(tmp_path / "s", tmp_path / "m", new_task_id())
