@@ -16,8 +16,8 @@ from pathlib import Path
 
 __all__ = [
     "LOOP_CONTROL",
-    "MOUNT_ATTR_NODEV",
     "MOUNT_ATTR_NOATIME",
+    "MOUNT_ATTR_NODEV",
     "MOUNT_ATTR_RDONLY",
     "attach_loop",
     "mount_filesystem",

@@ -1,4 +1,4 @@
-"""Mounts an EROFS image, from its files (Linux >= 6.12) or through loop devices, and unmounts it."""
+"""Mounts an EROFS image, from files (Linux >= 6.12) or through loop devices, and unmounts it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ephemeralStorage is a limit: for the writer only, in bytes and in files, and gone with the task."""
+"""ephemeralStorage is a limit: for the writer only, in bytes and files, and gone with the task."""
 
 from __future__ import annotations
 
