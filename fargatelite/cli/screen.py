@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fargatelite.cli.tables import (
     format_bytes,
@@ -21,11 +21,42 @@ from fargatelite.runtime.api import Task
 from fargatelite.runtime.events import ContainerEvent, Event, PullEvent, TaskEvent
 from fargatelite.runtime.logs import LogLine
 
-__all__ = ["STATS_PERIOD_S", "Screen"]
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+__all__ = ["STATS_PERIOD_S", "Screen", "make_progress"]
 
 STATS_PERIOD_S = 1.0
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
+
+
+_ROOM_FOR_ALL_COLUMNS = 80  # a pull's row has 75; a narrower one would be cut with an ellipsis
+
+
+def make_progress(stream: IO[str], columns: int | None = None) -> Progress:
+    """The bars of a pull, as wide as the terminal allows; `columns` None: ask it."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(file=stream, highlight=False, width=columns)
+    name = TextColumn("{task.description}")
+    if console.width < _ROOM_FOR_ALL_COLUMNS:
+        part = TextColumn("{task.percentage:>3.0f}%")
+        return Progress(name, BarColumn(bar_width=8), part, console=console)
+    return Progress(
+        name,
+        BarColumn(bar_width=30),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        console=console,
+    )
 
 
 class Screen:
@@ -48,25 +79,12 @@ class Screen:
 
     def __enter__(self) -> Screen:
         if self._is_live:
-            from rich.console import Console, Group
+            from rich.console import Group
             from rich.live import Live
-            from rich.progress import (
-                BarColumn,
-                DownloadColumn,
-                Progress,
-                TextColumn,
-                TransferSpeedColumn,
-            )
             from rich.text import Text
 
-            self._console = Console(file=self._talk, highlight=False)
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
-                DownloadColumn(binary_units=True),
-                TransferSpeedColumn(),
-                console=self._console,
-            )
+            self._progress = make_progress(self._talk)
+            self._console = self._progress.console
             self._status = Text(style="dim")
             self._live = Live(
                 Group(self._progress, self._status),

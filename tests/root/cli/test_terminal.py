@@ -91,3 +91,20 @@ def test_a_dumb_terminal_gets_no_cursor_movement(
     assert "tick 25" in shown
     assert "\x1b[2K" not in shown
     assert not re.search(r"\x1b\[\d*A", shown)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_the_bar_of_a_pull_fits(columns: int) -> None:
+    """Drawn as it is while a long download goes on."""
+    import io
+
+    from fargatelite.cli.screen import make_progress
+
+    out = io.StringIO()
+    progress = make_progress(out, columns)
+    progress.add_task("pull 0123456789ab", total=500 << 20, completed=123_456_789)
+    progress.console.print(progress.get_renderable())
+    (line,) = [row for row in out.getvalue().splitlines() if row.strip()]
+    assert "pull 0123456789ab" in line
+    assert "…" not in line
+    assert len(line) <= columns
