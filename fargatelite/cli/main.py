@@ -31,6 +31,7 @@ COMMANDS = {
     "logs": ("logs", "Show what a task's containers wrote."),
     "stop": ("stop", "Stop a task."),
     "exec": ("execute", "Run a command in a running container."),
+    "cp": ("cp", "Copy files into or out of a container."),
     "wait": ("wait", "Wait for a task to stop; exit with its code."),
     "stats": ("stats", "Show CPU and memory of running tasks."),
     "bill": ("bill", "Show what a task cost and what it used."),

@@ -31,7 +31,7 @@ from fargatelite.sandbox.plan import Plan, decode_plan, encode_plan
 from fargatelite.settings import Settings
 from fargatelite.shim import ProcessExited, ProcessFailed, ProcessStarted, Refused, Shim
 
-__all__ = ["GUEST_NUMBER", "GuestFailed", "run_guest"]
+__all__ = ["GUEST_NUMBER", "GuestFailed", "choose_container", "run_guest"]
 
 GUEST_NUMBER = 2000  # process numbers in the shim: containers, then health checks, then guests
 _CHUNK_BYTES = 65536
