@@ -4,6 +4,8 @@
 
     FargateliteError
     ├── InvalidTaskDefinition   the definition or an override breaks a rule (all problems at once)
+    ├── TaskDefinitionNotFound  no such family and revision is registered
+    ├── TaskDefinitionInactive  it was deregistered
     ├── HostUnsupported         this host lacks a kernel feature, a tool or a privilege
     ├── ConfigurationInvalid    a root, address range or other setting of the host is unusable
     ├── ImageError              ecs_name CannotPullContainerError
@@ -46,6 +48,8 @@ __all__ = [
     "StorageFailed",
     "TaskAmbiguous",
     "TaskBusy",
+    "TaskDefinitionInactive",
+    "TaskDefinitionNotFound",
     "TaskNotFound",
 ]
 
@@ -75,15 +79,34 @@ class FargateliteError(Exception):
 class InvalidTaskDefinition(FargateliteError):
     """The definition or an override breaks one or more rules.
 
-    `problems` are `fargatelite.taskdef.rules.Problem`, in the order of the document; the first one
-    in `problems[0].message` is what the ECS service would have reported.
+    `problems` are `fargatelite.taskdef.problems.Problem`, in the order of the document.
     """
 
     ecs_name = "ClientException"
 
-    def __init__(self, message: str, *, problems: tuple[object, ...] = ()) -> None:
+    def __init__(
+        self, message: str, *, problems: tuple[object, ...] = (), reported: str | None = None
+    ) -> None:
         super().__init__(message)
         self.problems = problems
+        self._reported = reported
+
+    def client_exception(self) -> dict[str, dict[str, str]]:
+        """What boto3 would have in `ClientError.response`: the service reports one problem, the
+        first in its own order (contract 1, taskdef/rules.py)."""
+        return {"Error": {"Code": "ClientException", "Message": self._reported or str(self)}}
+
+
+class TaskDefinitionNotFound(FargateliteError):
+    """No task definition of that family and revision is registered."""
+
+    ecs_name = "ClientException"
+
+
+class TaskDefinitionInactive(FargateliteError):
+    """A deregistered task definition starts no new task (contract 2.10)."""
+
+    ecs_name = "InvalidParameterException"
 
 
 class HostUnsupported(FargateliteError):

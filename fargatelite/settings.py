@@ -13,6 +13,12 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     ecr_endpoint_url = "http://127.0.0.1:4566"     # where GetAuthorizationToken is asked
     image_backend = "auto"               # or file, loop, directory: how images are mounted
     storage_backend = "auto"             # or loop; unlimited: ephemeralStorage is no limit
+    allow_privileged = false             # whether EC2's `privileged` containers may run
+
+    [beyond_fargate]                     # what Fargate has not; each off by default
+    cpu_burst = true
+
+Every key is described in docs/configuration.md.
 """
 
 from __future__ import annotations
@@ -22,15 +28,26 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from fargatelite.errors import ConfigurationInvalid
 
-__all__ = ["DEFAULT_CONFIG", "Settings", "load_settings"]
+__all__ = ["DEFAULT_CONFIG", "BeyondFargate", "Settings", "load_settings"]
 
 DEFAULT_CONFIG = Path("/etc/fargatelite/config.toml")
+
+
+class BeyondFargate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What this host grants its tasks that Fargate does not; nothing by default."""
+
+    stop_timeout_over_120: bool = False
+    overrides_over_8192: bool = False
+    ephemeral_storage_over_200: bool = False
+    max_run_time_s: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    cpu_burst: bool = False
+    fixed_address: bool = False
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,6 +62,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ecr_endpoint_url: str | None = None
     image_backend: Literal["auto", "file", "loop", "directory"] = "auto"
     storage_backend: Literal["auto", "loop", "unlimited"] = "auto"
+    allow_privileged: bool = False
+    beyond_fargate: BeyondFargate = BeyondFargate()
 
     @property
     def images(self) -> Path:
@@ -70,6 +89,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def storage(self) -> Path:
         """Files that hold the file systems of live tasks."""
         return Path(self.data_root, "storage")
+
+    @property
+    def definitions(self) -> Path:
+        """Registered task definitions: a directory per family."""
+        return Path(self.data_root, "definitions")
 
     @property
     def cache(self) -> Path:

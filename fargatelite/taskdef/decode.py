@@ -1,39 +1,49 @@
-"""From a JSON document to the structs of fields.py, with every problem of shape, not the first."""
+"""From a JSON document to the structs of fields.py, with every problem of shape, not the first.
+
+What the service's model refuses by shape is said in botocore's words, as boto3 would before it
+sends anything; values that no enumeration has, in the words of the service's front end.
+"""
 
 from __future__ import annotations
 
 import functools
+import json
 import types
 import typing
 from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from fargatelite.taskdef.fields import NotYet, Refused, TaskDefinition
+from fargatelite.taskdef.fields import TaskDefinition
+from fargatelite.taskdef.launch_type import FARGATE, Policy
+from fargatelite.taskdef.markers import Marker, NotYet, OneOf, Refused
 from fargatelite.taskdef.problems import Problem
 from fargatelite.taskdef.sizes import parse_cpu, parse_memory
 
-__all__ = ["Member", "decode", "members"]
+__all__ = ["Decoded", "Member", "decode", "decode_shape", "members"]
 
-_JSON_NAMES = {
-    str: "a string",
-    int: "a whole number",
-    bool: "true or false",
-    dict: "an object",
-    tuple: "a list",
-}
 _ENCODED_INT_LIMIT = 2**31  # the service's Integer is 32 bits
 
 
 class Member(typing.NamedTuple):
-    """One member of a shape: its wire name, attribute, type, marker, and default."""
+    """One member of a shape: its wire name, attribute, type, marker, values, and default."""
 
     wire: str
     attribute: str
     type: Any
-    marker: object
+    marker: Marker
+    values: tuple[str, ...]
     default: Any
     required: bool
+
+
+class Decoded(typing.NamedTuple):
+    """`value` is None when its shape is beyond use. `malformed` are problems of shape, `refused`
+    members that the launch type does not take."""
+
+    value: Any
+    malformed: list[Problem]
+    refused: list[Problem]
 
 
 @functools.cache
@@ -42,36 +52,53 @@ def members(shape: type[msgspec.Struct]) -> dict[str, Member]:
     hints = get_type_hints(shape, include_extras=True)
     found = {}
     for info in msgspec.structs.fields(shape):
-        annotated = hints[info.name]
-        base, *markers = get_args(annotated)
-        required = info.required
+        base, marker, *more = get_args(hints[info.name])
         default = None
         if info.default is not msgspec.NODEFAULT:
             default = info.default
         elif info.default_factory is not msgspec.NODEFAULT:
             default = info.default_factory()
+        values = next((item.values for item in more if isinstance(item, OneOf)), ())
         found[info.encode_name] = Member(
-            info.encode_name, info.name, base, markers[0], default, required
+            info.encode_name, info.name, base, marker, values, default, info.required
         )
     return found
 
 
 def _shown(value: object) -> str:
-    text = msgspec.json.encode(value).decode("utf-8", "replace")
+    try:
+        text = json.dumps(value, ensure_ascii=not isinstance(value, str) or not value.isprintable())
+    except (ValueError, RecursionError, TypeError):
+        return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 class _Decoder:
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.malformed: list[Problem] = []
+        self.refused: list[Problem] = []
+        self.refused_depth = 0
 
     def report(self, path: str, message: str, value: object, allowed: str | None = None) -> None:
-        self.problems.append(
+        self.malformed.append(
             Problem(path=path, message=message, found=_shown(value), allowed=allowed)
         )
 
-    def wrong_type(self, path: str, value: object, expected: str) -> None:
-        self.report(path, "Invalid type for parameter.", value, expected)
+    def wrong_type(self, path: str, value: object, *expected: type) -> None:
+        """botocore/validate.py."""
+        shown = value if isinstance(value, (bool, int, float, type(None))) else None
+        try:
+            text = str(value if shown is None else shown)
+        except (ValueError, RecursionError):  # an int of thousands of digits
+            text = "..."
+        text = text if len(text) <= 200 else text[:197] + "..."
+        self.report(
+            path,
+            f"Invalid type for parameter {path or 'input'}, value: {text}, type: {type(value)}, "
+            f"valid types: {', '.join(str(kind) for kind in expected)}",
+            value,
+        )
 
     def value(self, path: str, kind: Any, value: Any) -> Any:
         """The value as `kind`, or None after a problem was reported."""
@@ -80,7 +107,7 @@ class _Decoder:
             return self.value(path, next(a for a in get_args(kind) if a is not type(None)), value)
         if origin is tuple:
             if not isinstance(value, list):
-                return self.wrong_type(path, value, "a list")
+                return self.wrong_type(path, value, list, tuple)
             items = [
                 self.value(f"{path}[{index}]", get_args(kind)[0], item)
                 for index, item in enumerate(value)
@@ -88,32 +115,44 @@ class _Decoder:
             return tuple(item for item in items if item is not None)
         if origin is dict:
             if not isinstance(value, dict):
-                return self.wrong_type(path, value, "an object")
-            if get_args(kind)[1] is str:
-                for key, item in value.items():
-                    if not isinstance(item, str):
-                        self.wrong_type(f"{path}.{key}", item, "a string")
-            return value
+                return self.wrong_type(path, value, dict)
+            return {
+                key: item
+                for key, item in value.items()
+                if self.value(f"{path} (key: {key})", str, key) is not None
+                and self.value(f"{path}.{key}", str, item) is not None
+            }
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             return self.shape(path, kind, value)
         if kind is int:
             if isinstance(value, bool) or not isinstance(value, int):
-                return self.wrong_type(path, value, "a whole number")
+                return self.wrong_type(path, value, int)
             if abs(value) >= _ENCODED_INT_LIMIT:
-                return self.wrong_type(path, value, "a number of 32 bits")
+                return self.report(
+                    path, f"Invalid value for parameter {path}: a number of 32 bits is expected",
+                    value,
+                )  # fmt: skip
             return value
-        if kind in (str, bool) and not isinstance(value, kind):
-            return self.wrong_type(path, value, _JSON_NAMES[kind])
-        if kind is str and "\0" in value:
-            return self.wrong_type(path, value, "a string without NUL")
+        if not isinstance(value, kind):
+            return self.wrong_type(path, value, kind)
+        if kind is str and not _is_text(value):
+            return self.report(
+                path, f"Invalid value for parameter {path}: no NUL, no half of a surrogate pair",
+                value,
+            )  # fmt: skip
         return value
 
     def size(self, member: Member, path: str, value: Any) -> int | None:
         """Task cpu and memory: strings of several spellings (contract 1)."""
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            return self.wrong_type(path, value, str)
         parse = parse_cpu if member.wire == "cpu" else parse_memory
-        parsed = parse(str(value)) if isinstance(value, (str, int)) and value is not True else None
-        if parsed is None:
-            self.report(
+        # An int is what a person writes; only boto3 minds.
+        parsed = None
+        if isinstance(value, str) or 0 <= value < _ENCODED_INT_LIMIT:
+            parsed = parse(str(value))
+        if parsed is None or parsed >= _ENCODED_INT_LIMIT:
+            return self.report(
                 path,
                 f"Invalid '{member.wire}' setting for task. For more information, see the "
                 "Troubleshooting section of the Amazon ECS Developer Guide.",
@@ -124,49 +163,97 @@ class _Decoder:
 
     def shape(self, path: str, shape: type[msgspec.Struct], raw: Any) -> Any:
         if not isinstance(raw, dict):
-            return self.wrong_type(path, raw, "an object")
+            return self.wrong_type(path, raw, dict)
         known = members(shape)
         values: dict[str, Any] = {}
         complete = True
         for wire, value in raw.items():
-            where = f"{path}.{wire}" if path else wire
+            where = f"{path}.{wire}" if path else str(wire)
             member = known.get(wire)
             if member is None:
-                self.report(where, f'Unknown parameter in input: "{wire}".', value,
-                            ", ".join(sorted(known)))  # fmt: skip
+                self.report(
+                    where,
+                    f'Unknown parameter in {path or "input"}: "{wire}", must be one of: '
+                    f"{', '.join(known)}",
+                    value,
+                )
                 continue
             if value is None:
                 continue  # as absent
-            if shape is TaskDefinition and wire in ("cpu", "memory"):
-                decoded = self.size(member, where, value)
-            else:
-                decoded = self.value(where, member.type, value)
+            decoded = self.member(shape, member, where, value)
             if decoded is None:
                 complete = complete and not member.required
-                continue
-            self.check_marker(member, where, decoded, value)
-            values[member.attribute] = decoded
+            # Nothing where there need be nothing is the same as absent.
+            elif member.default is not None or decoded not in ((), "") or member.required:
+                values[member.attribute] = decoded
         for member in known.values():
             if member.required and member.attribute not in values:
                 complete = False
-                if member.wire not in raw:
-                    where = f"{path}.{member.wire}" if path else member.wire
-                    self.problems.append(
-                        Problem(path=where, message=f'Missing required parameter: "{member.wire}".')
+                if raw.get(member.wire) is None:
+                    self.malformed.append(
+                        Problem(
+                            path=f"{path}.{member.wire}" if path else member.wire,
+                            message=f"Missing required parameter in {path or 'input'}: "
+                            f'"{member.wire}"',
+                        )
                     )
         return shape(**values) if complete else None
 
-    def check_marker(self, member: Member, path: str, decoded: Any, raw: Any) -> None:
-        if decoded == member.default or decoded in ((), {}, False, ""):
-            return
-        if isinstance(member.marker, Refused):
-            self.report(path, member.marker.message, raw)
-        elif isinstance(member.marker, NotYet):
-            self.report(path, f"not supported yet: {path}", raw)
+    def member(self, shape: type[msgspec.Struct], member: Member, path: str, value: Any) -> Any:
+        marker = self.policy.marker(member.marker)
+        is_refused = isinstance(marker, (Refused, NotYet))
+        # What is refused is named once, at its top.
+        self.refused_depth += is_refused
+        if shape is TaskDefinition and member.wire in ("cpu", "memory"):
+            decoded = self.size(member, path, value)
+        else:
+            decoded = self.value(path, member.type, value)
+        self.refused_depth -= is_refused
+        if decoded is None:
+            return None
+        if member.values:
+            self.check_values(member, path, decoded)
+        if self.refused_depth or decoded == member.default or decoded in ((), {}, False, ""):
+            return decoded
+        if isinstance(marker, Refused):
+            self.refused.append(Problem(path=path, message=marker.message, found=_shown(value)))
+        elif isinstance(marker, NotYet):
+            self.refused.append(
+                Problem(path=path, message=f"not supported yet: {path}", found=_shown(value))
+            )
+        return decoded
+
+    def check_values(self, member: Member, path: str, decoded: Any) -> None:
+        is_list = isinstance(decoded, tuple)
+        for index, item in enumerate(decoded if is_list else (decoded,)):
+            if item not in member.values and item != "":
+                where = f"{path}[{index}]" if is_list else path
+                self.report(
+                    where,
+                    f"Value '{item}' at '{where}' failed to satisfy constraint: Member must "
+                    f"satisfy enum value set: [{', '.join(member.values)}]",
+                    item,
+                    ", ".join(member.values),
+                )
 
 
-def decode(raw: Any) -> tuple[TaskDefinition | None, list[Problem]]:
-    """The definition (None when its shape is beyond use) and all problems of shape."""
-    decoder = _Decoder()
-    definition = decoder.shape("", TaskDefinition, raw)
-    return definition, decoder.problems
+def _is_text(value: str) -> bool:
+    if "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def decode_shape(shape: type[msgspec.Struct], raw: Any, path: str, policy: Policy) -> Decoded:
+    """A document as `shape`, whose place in a larger one is `path`."""
+    decoder = _Decoder(policy)
+    value = decoder.shape(path, shape, raw)
+    return Decoded(value, decoder.malformed, decoder.refused)
+
+
+def decode(raw: Any, policy: Policy = FARGATE) -> Decoded:
+    """The definition and all problems of shape."""
+    return decode_shape(TaskDefinition, raw, "", policy)

@@ -4,7 +4,8 @@
 exactly one of
 
 * `Effect(function)`: the function that makes it true;
-* `Refused(message)`: Fargate refuses it, with this message (contract 2.9);
+* `Refused(message, on_ec2)`: Fargate refuses it, with this message (contract 2.9), and `on_ec2` says
+  what the launch type EC2 does with it;
 * `Recorded(reason)`: kept and shown, with nothing to do on this host;
 * `NotYet()`: Fargate has it, this version does not; using it is an error that names its path.
 
@@ -13,10 +14,34 @@ A value equal to the field's default asks for nothing and is always accepted.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import field
+
+from fargatelite.taskdef.fields_refused import (
+    ACCELERATORS,
+    APP_MESH,
+    CONSTRAINTS,
+    DEVICES,
+    DOCKER_VOLUME,
+    EXTRA_HOSTS,
+    FSX,
+    RESOURCES,
+    S3_FILES,
+    TRUSTED,
+    Device,
+    DockerVolume,
+    FsxVolume,
+    HostEntry,
+    InferenceAccelerator,
+    PlacementConstraint,
+    ProxyConfiguration,
+    ResourceRequirement,
+    S3FilesVolume,
+    TrustedExecution,
+)
+from fargatelite.taskdef.markers import Effect, NotYet, OneOf, Recorded, Refused, unsupported
 
 __all__ = [
     "Capabilities",
@@ -52,35 +77,8 @@ __all__ = [
 ]
 
 
-class Effect(msgspec.Struct, frozen=True):
-    """Takes effect in this function (module below `fargatelite`, dotted)."""
-
-    function: str
-    contract: str = "2.2"
-
-
-class Refused(msgspec.Struct, frozen=True):
-    """Fargate refuses the field with this message; `{name}` is the container's."""
-
-    message: str
-
-
-class Recorded(msgspec.Struct, frozen=True):
-    """Kept and shown; the reason says why there is nothing to do."""
-
-    reason: str
-
-
-class NotYet(msgspec.Struct, frozen=True):
-    """Not supported yet."""
-
-
 class _Shape(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Members are camelCase on the wire."""
-
-
-def _unsupported(member: str) -> Refused:
-    return Refused(f"Fargate compatible task definitions do not support {member}")
 
 
 _ENVIRONMENT = Effect("sandbox.environment.compose_environment", "4.7")
@@ -114,9 +112,10 @@ class PortMapping(_Shape, frozen=True, kw_only=True):
 
     container_port: Annotated[int | None, _PORT] = None
     host_port: Annotated[int | None, _PORT] = None
+    # Any other text is TCP (contract 2.3), so this is no enumeration.
     protocol: Annotated[str, _PORT] = "tcp"
     name: Annotated[str | None, _PORT] = None
-    app_protocol: Annotated[str | None, _PORT] = None
+    app_protocol: Annotated[str | None, _PORT, OneOf(("http", "http2", "grpc"))] = None
     container_port_range: Annotated[str | None, _PORT] = None
 
 
@@ -124,7 +123,7 @@ class ContainerDependency(_Shape, frozen=True, kw_only=True):
     """ContainerDependency."""
 
     container_name: Annotated[str, _ORDER]
-    condition: Annotated[str, _ORDER]
+    condition: Annotated[str, _ORDER, OneOf(("START", "COMPLETE", "SUCCESS", "HEALTHY"))]
 
 
 class HealthCheck(_Shape, frozen=True, kw_only=True):
@@ -142,7 +141,16 @@ class HealthCheck(_Shape, frozen=True, kw_only=True):
 class Ulimit(_Shape, frozen=True, kw_only=True):
     """Ulimit; -1 is unlimited."""
 
-    name: Annotated[str, Effect("sandbox.compile.compile_rlimits", "4.3")]
+    name: Annotated[
+        str,
+        Effect("sandbox.compile.compile_rlimits", "4.3"),
+        OneOf(
+            (
+                "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile",
+                "nproc", "rss", "rtprio", "rttime", "sigpending", "stack",
+            )
+        ),
+    ]  # fmt: skip
     soft_limit: Annotated[int, Effect("sandbox.compile.compile_rlimits", "4.3")]
     hard_limit: Annotated[int, Effect("sandbox.compile.compile_rlimits", "4.3")]
 
@@ -183,7 +191,7 @@ class EnvironmentFile(_Shape, frozen=True, kw_only=True):
     """EnvironmentFile (contract 2.4): `value` is the ARN of an S3 object."""
 
     value: Annotated[str, _ENVIRONMENT_FILE]
-    type: Annotated[str, _ENVIRONMENT_FILE]
+    type: Annotated[str, _ENVIRONMENT_FILE, OneOf(("s3",))]
 
 
 class Secret(_Shape, frozen=True, kw_only=True):
@@ -226,7 +234,7 @@ class SystemControl(_Shape, frozen=True, kw_only=True):
 class FirelensConfiguration(_Shape, frozen=True, kw_only=True):
     """FirelensConfiguration (contract 2.8)."""
 
-    type: Annotated[str, _LOGGING]
+    type: Annotated[str, _LOGGING, OneOf(("fluentd", "fluentbit"))]
     options: Annotated[dict[str, str], _LOGGING] = {}
 
 
@@ -242,7 +250,7 @@ class EfsAuthorization(_Shape, frozen=True, kw_only=True):
     """EFSAuthorizationConfig."""
 
     access_point_id: Annotated[str | None, _EFS] = None
-    iam: Annotated[str, _EFS] = "DISABLED"
+    iam: Annotated[str, _EFS, OneOf(("ENABLED", "DISABLED"))] = "DISABLED"
 
 
 class EfsVolume(_Shape, frozen=True, kw_only=True):
@@ -250,7 +258,7 @@ class EfsVolume(_Shape, frozen=True, kw_only=True):
 
     file_system_id: Annotated[str, _EFS]
     root_directory: Annotated[str, _EFS] = "/"
-    transit_encryption: Annotated[str, _EFS] = "DISABLED"
+    transit_encryption: Annotated[str, _EFS, OneOf(("ENABLED", "DISABLED"))] = "DISABLED"
     transit_encryption_port: Annotated[int | None, _EFS] = None
     authorization_config: Annotated[EfsAuthorization | None, _EFS] = None
 
@@ -258,7 +266,9 @@ class EfsVolume(_Shape, frozen=True, kw_only=True):
 class HostVolume(_Shape, frozen=True, kw_only=True):
     """HostVolumeProperties."""
 
-    source_path: Annotated[str | None, _unsupported("sourcePath")] = None
+    source_path: Annotated[
+        str | None, unsupported("sourcePath", Effect("runtime.volumes.prepare_volumes", "2.6"))
+    ] = None
 
 
 class Volume(_Shape, frozen=True, kw_only=True):
@@ -267,14 +277,20 @@ class Volume(_Shape, frozen=True, kw_only=True):
     name: Annotated[str | None, _VOLUME] = None
     host: Annotated[HostVolume | None, _VOLUME] = None
     efs: Annotated[EfsVolume | None, _EFS] = field(default=None, name="efsVolumeConfiguration")
-    configured_at_launch: Annotated[bool, NotYet()] = False
-    docker_volume_configuration: Annotated[
-        dict[str, Any] | None, _unsupported("dockerVolumeConfiguration")
-    ] = None
-    fsx_windows_file_server_volume_configuration: Annotated[
-        dict[str, Any] | None, _unsupported("fsxWindowsFileServerVolumeConfiguration")
-    ] = None
-    s3files_volume_configuration: Annotated[dict[str, Any] | None, NotYet()] = None
+    configured_at_launch: Annotated[
+        bool,
+        Refused(
+            "A volume that is configured at launch is an Amazon EBS volume, which this host has not; "
+            "use a volume of the task's own: leave configuredAtLaunch out.",
+            Refused(
+                "A volume that is configured at launch is an Amazon EBS volume, which this host has "
+                "not; use host.sourcePath."
+            ),
+        ),
+    ] = False
+    docker_volume_configuration: Annotated[DockerVolume | None, DOCKER_VOLUME] = None
+    fsx_windows_file_server_volume_configuration: Annotated[FsxVolume | None, FSX] = None
+    s3files_volume_configuration: Annotated[S3FilesVolume | None, S3_FILES] = None
 
 
 class LinuxParameters(_Shape, frozen=True, kw_only=True):
@@ -287,10 +303,18 @@ class LinuxParameters(_Shape, frozen=True, kw_only=True):
         False
     )
     tmpfs: Annotated[tuple[Tmpfs, ...], _TMPFS] = ()
-    devices: Annotated[tuple[dict[str, Any], ...], _unsupported("devices")] = ()
-    shared_memory_size: Annotated[int | None, _unsupported("sharedMemorySize")] = None
-    max_swap: Annotated[int | None, _unsupported("maxSwap")] = None
-    swappiness: Annotated[int | None, _unsupported("swappiness")] = None
+    devices: Annotated[tuple[Device, ...], DEVICES] = ()
+    shared_memory_size_mib: Annotated[
+        int | None, unsupported("sharedMemorySize", Effect("sandbox.rootfs.compile_mounts", "2.7"))
+    ] = field(default=None, name="sharedMemorySize")
+    max_swap_mib: Annotated[
+        int | None,
+        unsupported("maxSwap", Refused("maxSwap is not supported: a task has no swap here.")),
+    ] = field(default=None, name="maxSwap")
+    swappiness: Annotated[
+        int | None,
+        unsupported("swappiness", Refused("swappiness is not supported: a task has no swap here.")),
+    ] = None
 
 
 class ContainerDefinition(_Shape, frozen=True, kw_only=True):
@@ -325,7 +349,9 @@ class ContainerDefinition(_Shape, frozen=True, kw_only=True):
     ] = None
     docker_labels: Annotated[dict[str, str], Recorded("shown by describe")] = {}
     version_consistency: Annotated[
-        str | None, Recorded("a standalone task resolves its digest once, at the pull")
+        str | None,
+        Recorded("a standalone task resolves its digest once, at the pull"),
+        OneOf(("enabled", "disabled")),
     ] = None
 
     repository_credentials: Annotated[RepositoryCredentials | None, _SECRET] = None
@@ -341,39 +367,57 @@ class ContainerDefinition(_Shape, frozen=True, kw_only=True):
     firelens_configuration: Annotated[FirelensConfiguration | None, _LOGGING] = None
 
     links: Annotated[
-        tuple[str, ...], Refused("Links are not supported when networkMode=awsvpc.")
+        tuple[str, ...],
+        Refused(
+            "Links are not supported when networkMode=awsvpc.",
+            Effect("runtime.container_files.hosts_of", "2.2"),
+        ),
     ] = ()
     hostname: Annotated[
-        str | None, Refused("hostname is not supported on container when networkMode=awsvpc.")
+        str | None,
+        Refused(
+            "hostname is not supported on container when networkMode=awsvpc.",
+            Effect("runtime.container_files.hostname_of", "2.2"),
+        ),
     ] = None
     disable_networking: Annotated[
         bool,
-        Refused("Disable Networking is not supported on container when networkMode=awsvpc."),
+        Refused(
+            "Disable Networking is not supported on container when networkMode=awsvpc.",
+            Effect("sandbox.compile.compile_container", "2.2"),
+        ),
     ] = False
     privileged: Annotated[
         bool,
         Refused(
-            "Fargate requires that the ‘privileged’ setting be ‘false’ at the container level."
+            "Fargate requires that the ‘privileged’ setting be ‘false’ at the container level.",
+            Effect("runtime.launch.privileges_of", "2.2"),
         ),
     ] = False
     dns_servers: Annotated[
         tuple[str, ...],
-        Refused("DNS servers are not supported on container when networkMode=awsvpc."),
+        Refused(
+            "DNS servers are not supported on container when networkMode=awsvpc.",
+            Effect("runtime.container_files.resolv_conf_of", "2.2"),
+        ),
     ] = ()
     dns_search_domains: Annotated[
         tuple[str, ...],
-        Refused("DNS search domains are not supported on container when networkMode=awsvpc."),
+        Refused(
+            "DNS search domains are not supported on container when networkMode=awsvpc.",
+            Effect("runtime.container_files.resolv_conf_of", "2.2"),
+        ),
     ] = ()
-    extra_hosts: Annotated[
-        tuple[dict[str, Any], ...],
-        Refused("Extra hosts are not supported on container when networkMode=awsvpc."),
+    extra_hosts: Annotated[tuple[HostEntry, ...], EXTRA_HOSTS] = ()
+    docker_security_options: Annotated[
+        tuple[str, ...],
+        unsupported("dockerSecurityOptions", Effect("runtime.launch.privileges_of", "2.2")),
     ] = ()
-    docker_security_options: Annotated[tuple[str, ...], _unsupported("dockerSecurityOptions")] = ()
-    resource_requirements: Annotated[
-        tuple[dict[str, Any], ...],
-        Refused("Tasks using the Fargate launch type do not support GPU resource requirements."),
+    resource_requirements: Annotated[tuple[ResourceRequirement, ...], RESOURCES] = ()
+    credential_specs: Annotated[
+        tuple[str, ...],
+        unsupported("credentialSpecs", Refused("credentialSpecs is not supported on this host.")),
     ] = ()
-    credential_specs: Annotated[tuple[str, ...], _unsupported("credentialSpecs")] = ()
 
 
 class EphemeralStorage(_Shape, frozen=True, kw_only=True):
@@ -387,7 +431,9 @@ class EphemeralStorage(_Shape, frozen=True, kw_only=True):
 class RuntimePlatform(_Shape, frozen=True, kw_only=True):
     """RuntimePlatform."""
 
-    cpu_architecture: Annotated[str, Effect("runtime.launch.platform_of", "3.9")] = "X86_64"
+    cpu_architecture: Annotated[
+        str, Effect("runtime.launch.platform_of", "3.9"), OneOf(("X86_64", "ARM64"))
+    ] = "X86_64"
     operating_system_family: Annotated[str, Effect("taskdef.rules.check_platform", "2.1")] = "LINUX"
 
 
@@ -404,8 +450,14 @@ class TaskDefinition(_Shape, frozen=True, kw_only=True):
     ] = field(default=(), name="containerDefinitions")
     cpu_units: Annotated[int, _TASK_LIMITS] = field(default=0, name="cpu")
     memory_mib: Annotated[int, _TASK_LIMITS] = field(default=0, name="memory")
-    network_mode: Annotated[str | None, _AWSVPC] = None
-    requires_compatibilities: Annotated[tuple[str, ...], _AWSVPC] = ()
+    network_mode: Annotated[
+        str | None, _AWSVPC, OneOf(("bridge", "host", "awsvpc", "none"))
+    ] = None
+    requires_compatibilities: Annotated[
+        tuple[str, ...],
+        Effect("taskdef.rules.check_compatibilities", "2.1"),
+        OneOf(("EC2", "FARGATE", "EXTERNAL", "MANAGED_INSTANCES")),
+    ] = ()
     task_role_arn: Annotated[str | None, _ROLE] = None
     execution_role_arn: Annotated[str | None, _ROLE] = None
     ephemeral_storage: Annotated[
@@ -416,21 +468,23 @@ class TaskDefinition(_Shape, frozen=True, kw_only=True):
     ] = None
     tags: Annotated[tuple[Tag, ...], Recorded("shown by describe")] = ()
 
-    pid_mode: Annotated[str | None, Effect("sandbox.compile.compile_pause", "4.5")] = None
+    pid_mode: Annotated[
+        str | None, Effect("sandbox.compile.compile_pause", "4.5"), OneOf(("host", "task"))
+    ] = None
     volumes: Annotated[tuple[Volume, ...], _VOLUME] = ()
-    proxy_configuration: Annotated[dict[str, Any] | None, NotYet()] = None
+    proxy_configuration: Annotated[ProxyConfiguration | None, APP_MESH] = None
     enable_fault_injection: Annotated[
         bool, Effect("runtime.endpoint.TaskEndpoint.__init__", "5.6")
     ] = False
 
-    placement_constraints: Annotated[tuple[dict[str, Any], ...], _unsupported("constraints")] = ()
-    ipc_mode: Annotated[str | None, _unsupported("ipcMode")] = None
-    inference_accelerators: Annotated[
-        tuple[dict[str, Any], ...], Refused("Unsupported field 'inferenceAccelerators'")
-    ] = ()
-    trusted_execution_configuration: Annotated[
-        dict[str, Any] | None, _unsupported("trustedExecutionConfiguration")
+    placement_constraints: Annotated[tuple[PlacementConstraint, ...], CONSTRAINTS] = ()
+    ipc_mode: Annotated[
+        str | None,
+        unsupported("ipcMode", Effect("sandbox.compile.compile_container", "4.5")),
+        OneOf(("host", "task", "none")),
     ] = None
+    inference_accelerators: Annotated[tuple[InferenceAccelerator, ...], ACCELERATORS] = ()
+    trusted_execution_configuration: Annotated[TrustedExecution | None, TRUSTED] = None
 
     revision: Annotated[int, Effect("names.task_definition_arn", "8.2")] = 1
 

@@ -16,6 +16,7 @@ import msgspec
 from fargatelite.errors import InvalidTaskDefinition, StateCorrupt
 from fargatelite.taskdef.decode import decode
 from fargatelite.taskdef.fields import TaskDefinition
+from fargatelite.taskdef.launch_type import FARGATE, Policy
 from fargatelite.taskdef.problems import Problem, with_positions
 from fargatelite.taskdef.rules import check_rules
 
@@ -107,16 +108,20 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def load_definition(source: Source) -> TaskDefinition:
-    """The checked definition.
+def load_definition(source: Source, policy: Policy = FARGATE) -> TaskDefinition:
+    """The definition, checked against what its launch type takes.
 
     `source`: a dict, JSON text (it begins with `{`), bytes of JSON, or a path.
     Raises: InvalidTaskDefinition with every problem, in the order of the document, each with its
-        JSON path and, for text, its line; the first is what the ECS service would report.
+        JSON path and, for text, its line; its `client_exception()` is what the ECS service would
+        report, one problem alone.
     """
     text: str | None = None
     if isinstance(source, Mapping):
-        document: Any = _plain(source)
+        try:
+            document: Any = _plain(source)
+        except RecursionError:
+            raise _not_json("the definition", "it is nested too deep") from None
     elif isinstance(source, (str, bytes, os.PathLike)):
         text, name = _read(source)
         document = _parse(text, name)
@@ -129,12 +134,13 @@ def load_definition(source: Source) -> TaskDefinition:
     document, prefix = _unwrap(document)
     if isinstance(document, dict) and any(member in document for member in _STORED):
         document = {key: value for key, value in document.items() if key not in _STORED}
-    definition, problems = decode(document)
-    if definition is not None:
-        problems = problems + check_rules(definition)
+    definition, malformed, refused = decode(document, policy)
+    first, later = ([], []) if definition is None else check_rules(definition, policy)
+    # The service's order: by shape, as boto3 before it sends; then as check_rules says.
+    problems = [*malformed, *first, *refused, *later]
     if problems:
         raise _invalid(problems, text, prefix)
-    assert definition is not None
+    assert isinstance(definition, TaskDefinition)
     return definition
 
 
@@ -144,27 +150,28 @@ def load_recorded(wire: Mapping[str, Any]) -> TaskDefinition:
 
     Raises: StateCorrupt when it has not the shape of a definition.
     """
-    definition, problems = decode({key: value for key, value in wire.items() if key not in _STORED})
-    if definition is None:
-        raise StateCorrupt(f"a recorded task definition is damaged: {problems[0]}")
-    return definition
+    decoded = decode({key: value for key, value in wire.items() if key not in _STORED})
+    if not isinstance(decoded.value, TaskDefinition):
+        raise StateCorrupt(f"a recorded task definition is damaged: {decoded.malformed[0]}")
+    return decoded.value
 
 
 def _invalid(problems: list[Problem], text: str | None, prefix: str) -> InvalidTaskDefinition:
+    """`problems` in the service's order."""
+    if prefix:
+        problems = [
+            msgspec.structs.replace(
+                problem, path=f"{prefix}.{problem.path}" if problem.path else prefix
+            )
+            for problem in problems
+        ]
+    reported = problems[0].message
     if text is not None:
-        if prefix:
-            moved = [
-                msgspec.structs.replace(
-                    problem, path=f"{prefix}.{problem.path}" if problem.path else prefix
-                )
-                for problem in problems
-            ]
-            problems = with_positions(moved, text)
-        else:
-            problems = with_positions(problems, text)
-    first = problems[0]
+        problems = with_positions(problems, text)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return InvalidTaskDefinition(f"{first}{more}", problems=tuple(problems))
+    return InvalidTaskDefinition(
+        f"{problems[0]}{more}", problems=tuple(problems), reported=reported
+    )
 
 
 # What ECS echoes for a container although nobody wrote it (contract 2.1).
@@ -173,17 +180,33 @@ _ECHOED_LISTS = (
 )  # fmt: skip
 
 
+def _without_none(value: Any) -> Any:
+    """Absent members are absent, and lists are lists as JSON has them."""
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_without_none(item) for item in value]
+    return value
+
+
 def _drop_defaults(value: dict[str, Any]) -> dict[str, Any]:
-    return {key: item for key, item in value.items() if item not in (None, [], {}, False, "")}
+    return {
+        key: item
+        for key, item in value.items()
+        if item is not None and item is not False and item not in ([], {}, "")
+    }
 
 
 def to_wire(definition: TaskDefinition) -> dict[str, Any]:
     """The definition as DescribeTaskDefinition's `taskDefinition`, with the defaults that ECS
     echoes; `load_definition` of it gives the same definition."""
-    raw: dict[str, Any] = msgspec.to_builtins(definition)
+    raw: dict[str, Any] = _without_none(msgspec.to_builtins(definition))
     wire = _drop_defaults(raw)
-    wire["cpu"], wire["memory"] = str(definition.cpu_units), str(definition.memory_mib)
-    wire["volumes"] = raw["volumes"]
+    for member, size in (("cpu", definition.cpu_units), ("memory", definition.memory_mib)):
+        wire.pop(member, None)
+        if size:
+            wire[member] = str(size)
+    wire["volumes"] = [_echo_volume(volume) for volume in raw["volumes"]]
     wire["placementConstraints"] = raw["placementConstraints"]
     wire["containerDefinitions"] = []
     for container, full in zip(definition.containers, raw["containerDefinitions"], strict=True):
@@ -192,22 +215,26 @@ def to_wire(definition: TaskDefinition) -> dict[str, Any]:
         shown["essential"] = container.essential
         if container.stop_timeout_s == 30:
             del shown["stopTimeout"]
-        if container.health_check is not None:
-            shown["healthCheck"] = full["healthCheck"]
         for member in _ECHOED_LISTS:
             shown[member] = full[member]
-        shown["portMappings"] = [_echo_port(port) for port in full["portMappings"]]
+        shown["portMappings"] = [
+            _echo_port(port, definition.network_mode) for port in full["portMappings"]
+        ]
         if "linuxParameters" in shown:
-            linux = _drop_defaults(shown["linuxParameters"])
-            if container.linux_parameters is not None and container.linux_parameters.capabilities:
-                linux["capabilities"] = full["linuxParameters"]["capabilities"]
-            shown["linuxParameters"] = linux
+            shown["linuxParameters"] = _drop_defaults(shown["linuxParameters"])
         wire["containerDefinitions"].append(shown)
     return wire
 
 
-def _echo_port(port: dict[str, Any]) -> dict[str, Any]:
+def _echo_volume(volume: dict[str, Any]) -> dict[str, Any]:
+    echoed = _drop_defaults(volume)
+    if len(echoed) == 1:
+        echoed["host"] = {}  # as DescribeTaskDefinition has it for a volume that is only a name
+    return echoed
+
+
+def _echo_port(port: dict[str, Any], network_mode: str | None) -> dict[str, Any]:
     echoed = _drop_defaults(port)
-    if port["containerPort"] is not None:
+    if network_mode == "awsvpc" and "containerPort" in port:
         echoed["hostPort"] = port["containerPort"]
     return echoed

@@ -3,94 +3,132 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import field
 
 from fargatelite.errors import InvalidTaskDefinition
-from fargatelite.taskdef.fields import TaskDefinition
+from fargatelite.taskdef.decode import decode_shape
+from fargatelite.taskdef.fields import (
+    EnvironmentFile,
+    EphemeralStorage,
+    KeyValue,
+    TaskDefinition,
+)
+from fargatelite.taskdef.fields_refused import (
+    ACCELERATORS,
+    RESOURCES,
+    InferenceAccelerator,
+    ResourceRequirement,
+)
+from fargatelite.taskdef.launch_type import FARGATE, Policy
 from fargatelite.taskdef.load import load_definition, to_wire
-from fargatelite.taskdef.problems import Problem
+from fargatelite.taskdef.markers import Effect
+from fargatelite.taskdef.problems import Problem, problem
 
-__all__ = ["MAX_OVERRIDES_CHARACTERS", "apply_overrides"]
+__all__ = ["ContainerOverride", "TaskOverride", "apply_overrides"]
 
-MAX_OVERRIDES_CHARACTERS = 8192  # of the JSON form
-
-_TASK_MEMBERS = ("cpu", "memory", "ephemeralStorage", "executionRoleArn", "taskRoleArn")
-_CONTAINER_MEMBERS = ("command", "environment", "cpu", "memory", "memoryReservation")
-_NOT_YET = ("environmentFiles", "resourceRequirements")
+_MERGED = Effect("taskdef.overrides.apply_overrides", "8.3")
 
 
-def _refuse(path: str, message: str, found: object = None, allowed: str | None = None) -> None:
-    problem = Problem(
-        path=path, message=message, found=None if found is None else str(found), allowed=allowed
+class ContainerOverride(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """ContainerOverride: entry point and image cannot be overridden."""
+
+    name: Annotated[str | None, _MERGED] = None
+    command: Annotated[tuple[str, ...] | None, _MERGED] = None
+    environment: Annotated[tuple[KeyValue, ...], _MERGED] = ()
+    environment_files: Annotated[tuple[EnvironmentFile, ...], _MERGED] = ()
+    cpu_units: Annotated[int | None, _MERGED] = field(default=None, name="cpu")
+    memory_mib: Annotated[int | None, _MERGED] = field(default=None, name="memory")
+    memory_reservation_mib: Annotated[int | None, _MERGED] = field(
+        default=None, name="memoryReservation"
     )
-    raise InvalidTaskDefinition(f"{path}: {message}", problems=(problem,))
+    resource_requirements: Annotated[tuple[ResourceRequirement, ...], RESOURCES] = ()
 
 
-def _merge_container(wire: dict[str, Any], override: dict[str, Any], path: str) -> None:
-    for member, value in override.items():
-        where = f"{path}.{member}"
-        if member == "name" or value is None:
-            continue
-        if member in _NOT_YET:
-            if value:
-                _refuse(where, f"not supported yet: {where}", value)
-        elif member not in _CONTAINER_MEMBERS:
-            _refuse(
-                where, f'Unknown parameter in input: "{member}".', value,
-                ", ".join(("name", *_CONTAINER_MEMBERS)),
-            )  # fmt: skip
-        elif member == "environment":
-            # Adds, and replaces by name (contract 2.4).
-            if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-                _refuse(where, "Invalid type for parameter.", value, "a list of name and value")
-            names = {item.get("name") for item in value}
-            kept = [item for item in wire["environment"] if item["name"] not in names]
-            wire["environment"] = kept + value
-        else:
-            wire[member] = value
+class TaskOverride(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """TaskOverride; the pair of sizes must be valid again (contract 1)."""
+
+    container_overrides: Annotated[tuple[ContainerOverride, ...], _MERGED] = ()
+    cpu: Annotated[str | None, _MERGED] = None
+    memory: Annotated[str | None, _MERGED] = None
+    ephemeral_storage: Annotated[EphemeralStorage | None, _MERGED] = None
+    execution_role_arn: Annotated[str | None, _MERGED] = None
+    task_role_arn: Annotated[str | None, _MERGED] = None
+    inference_accelerator_overrides: Annotated[tuple[InferenceAccelerator, ...], ACCELERATORS] = ()
 
 
-def apply_overrides(definition: TaskDefinition, overrides: dict[str, Any] | None) -> TaskDefinition:
-    """The definition of one run; sizes are checked again as a pair.
+def _refuse(problems: list[Problem]) -> None:
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise InvalidTaskDefinition(
+            f"{problems[0]}{more}", problems=tuple(problems), reported=problems[0].message
+        )
+
+
+def _check_length(overrides: dict[str, Any], policy: Policy) -> None:
+    try:
+        length = len(json.dumps(overrides, separators=(",", ":"), ensure_ascii=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        _refuse([problem("overrides", f"Overrides are not JSON: {error}")])
+        raise AssertionError from error  # _refuse has raised
+    limit = policy.max_overrides_characters
+    if limit is not None and length > limit:
+        _refuse(
+            [
+                problem(
+                    "overrides",
+                    f"Overrides are too long: {length} characters, {limit} are allowed.",
+                    f"{length} characters", f"at most {limit}",
+                )
+            ]
+        )  # fmt: skip
+
+
+def _merge_container(wire: dict[str, Any], override: ContainerOverride) -> None:
+    given: dict[str, Any] = msgspec.to_builtins(override)
+    # Adds, and replaces by name (contract 2.4); files replace.
+    names = {item.name for item in override.environment}
+    wire["environment"] = [
+        item for item in wire["environment"] if item["name"] not in names
+    ] + list(given.pop("environment"))
+    if not override.environment_files:
+        del given["environmentFiles"]
+    wire.update({member: value for member, value in given.items() if value is not None})
+
+
+def apply_overrides(
+    definition: TaskDefinition, overrides: dict[str, Any] | None, policy: Policy = FARGATE
+) -> TaskDefinition:
+    """The definition of one run; everything is checked again, sizes as a pair.
 
     Raises: InvalidTaskDefinition with the path below `overrides`, or the rule that the outcome
         breaks.
     """
     if not overrides:
         return definition
-    length = len(json.dumps(overrides, separators=(",", ":"), default=str))
-    if length > MAX_OVERRIDES_CHARACTERS:
-        _refuse(
-            "overrides", "Overrides are too long.", f"{length} characters",
-            f"at most {MAX_OVERRIDES_CHARACTERS}",
-        )  # fmt: skip
+    _check_length(overrides, policy)
+    asked, malformed, refused = decode_shape(TaskOverride, overrides, "overrides", policy)
+    _refuse([*malformed, *refused])
+    assert isinstance(asked, TaskOverride)
     wire = to_wire(definition)
     by_name = {container["name"]: container for container in wire["containerDefinitions"]}
-    for member, value in overrides.items():
-        if value is None:
-            continue
-        if member in _TASK_MEMBERS:
-            wire[member] = value
-        elif member == "inferenceAcceleratorOverrides" and not value:
-            continue
-        elif member != "containerOverrides":
+    for index, override in enumerate(asked.container_overrides):
+        if override.name not in by_name:
             _refuse(
-                f"overrides.{member}", f'Unknown parameter in input: "{member}".', value,
-                ", ".join(("containerOverrides", *_TASK_MEMBERS)),
+                [
+                    problem(
+                        f"overrides.containerOverrides[{index}].name",
+                        f"Override for container named {override.name} is not a container in the "
+                        "TaskDefinition.",
+                        override.name, ", ".join(by_name),
+                    )
+                ]
             )  # fmt: skip
-        elif not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            _refuse("overrides.containerOverrides", "Invalid type for parameter.", value, "a list")
-        else:
-            for index, override in enumerate(value):
-                path = f"overrides.containerOverrides[{index}]"
-                target = by_name.get(override.get("name"))
-                if target is None:
-                    _refuse(
-                        f"{path}.name",
-                        f"Override for container named {override.get('name')} is not a container "
-                        "in the TaskDefinition.",
-                        override.get("name"), ", ".join(by_name),
-                    )  # fmt: skip
-                assert target is not None
-                _merge_container(target, override, path)
-    return load_definition(wire)
+        _merge_container(by_name[override.name], override)
+    given: dict[str, Any] = msgspec.to_builtins(asked)
+    for member in ("cpu", "memory", "ephemeralStorage", "executionRoleArn", "taskRoleArn"):
+        if given[member] is not None:
+            wire[member] = given[member]
+    return load_definition(wire, policy)

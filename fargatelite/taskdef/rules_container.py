@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
+from fargatelite.taskdef.launch_type import Policy
 from fargatelite.taskdef.problems import Problems, each_container, problem
 
-__all__ = ["CONTAINER_RULES"]
+__all__ = ["CONTAINER_RULES", "check_names"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,255}", re.ASCII)
 _PORT_NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}", re.ASCII)
@@ -19,11 +20,6 @@ CAPABILITIES = frozenset(
     SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME
     SYS_TTY_CONFIG SYSLOG WAKE_ALARM""".split()
 )
-ULIMITS = frozenset(
-    "core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending "
-    "stack".split()
-)
-CONDITIONS = ("START", "COMPLETE", "SUCCESS", "HEALTHY")
 NOFILE_MAX = 1048576  # contract 4.3
 
 
@@ -46,7 +42,7 @@ def check_names(task: TaskDefinition) -> Problems:
             )  # fmt: skip
 
 
-def check_container_memory(task: TaskDefinition) -> Problems:
+def check_container_memory(task: TaskDefinition, policy: Policy) -> Problems:
     """Limits of one container (contract 1, 2.2)."""
     for path, container in each_container(task):
         hard, soft = container.memory_mib, container.memory_reservation_mib
@@ -84,7 +80,7 @@ def _port_range(text: str) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
-def check_ports(task: TaskDefinition) -> Problems:
+def check_ports(task: TaskDefinition, policy: Policy) -> Problems:
     """Contract 2.3."""
     names: set[str] = set()
     used: dict[tuple[str, int], str] = {}
@@ -106,7 +102,9 @@ def check_ports(task: TaskDefinition) -> Problems:
                     f"Invalid 'containerPort' setting for container '{container.name}'.",
                     port.container_port, "1 to 65535",
                 )  # fmt: skip
-            elif port.host_port not in (None, 0, port.container_port):
+            elif task.network_mode in ("awsvpc", "host") and port.host_port not in (
+                None, 0, port.container_port,
+            ):  # fmt: skip
                 yield problem(
                     f"{where}.hostPort",
                     "When networkMode=awsvpc, the host ports and container ports in port mappings "
@@ -134,14 +132,9 @@ def check_ports(task: TaskDefinition) -> Problems:
                         "When networkMode=awsvpc, port mapping name is already used", port.name,
                     )  # fmt: skip
                 names.add(port.name)
-            if port.app_protocol not in (None, "http", "http2", "grpc"):
-                yield problem(
-                    f"{where}.appProtocol", "Invalid appProtocol.", port.app_protocol,
-                    "http, http2, grpc",
-                )  # fmt: skip
 
 
-def check_environment(task: TaskDefinition) -> Problems:
+def check_environment(task: TaskDefinition, policy: Policy) -> Problems:
     """A variable needs a name that execve(2) can carry."""
     for path, container in each_container(task):
         for index, item in enumerate(container.environment):
@@ -152,11 +145,11 @@ def check_environment(task: TaskDefinition) -> Problems:
                 )  # fmt: skip
 
 
-def check_timeouts(task: TaskDefinition) -> Problems:
+def check_timeouts(task: TaskDefinition, policy: Policy) -> Problems:
     """2 to 120 s on Fargate."""
     for path, container in each_container(task):
         stop, start = container.stop_timeout_s, container.start_timeout_s
-        if stop > 120:
+        if policy.max_stop_timeout_s is not None and stop > policy.max_stop_timeout_s:
             yield problem(
                 f"{path}.stopTimeout",
                 "Tasks using the Fargate launch type must have a container stop timeout of less "
@@ -170,7 +163,7 @@ def check_timeouts(task: TaskDefinition) -> Problems:
                 "seconds.",
                 stop, "2 to 120",
             )  # fmt: skip
-        if start is not None and not 2 <= start <= 120:
+        if start is not None and not 2 <= start <= (policy.max_timeout_s or start):
             yield problem(
                 f"{path}.startTimeout",
                 f"Granular start timeout on container '{container.name}' must be between 2 and 120 "
@@ -179,7 +172,7 @@ def check_timeouts(task: TaskDefinition) -> Problems:
             )  # fmt: skip
 
 
-def check_health_checks(task: TaskDefinition) -> Problems:
+def check_health_checks(task: TaskDefinition, policy: Policy) -> Problems:
     """Ranges of contract 3.7."""
     for path, container in each_container(task):
         check = container.health_check
@@ -214,15 +207,11 @@ def check_health_checks(task: TaskDefinition) -> Problems:
                 )  # fmt: skip
 
 
-def check_ulimits(task: TaskDefinition) -> Problems:
+def check_ulimits(task: TaskDefinition, policy: Policy) -> Problems:
     """Contract 2.2, 4.3."""
     for path, container in each_container(task):
         for index, limit in enumerate(container.ulimits):
             where = f"{path}.ulimits[{index}]"
-            if limit.name not in ULIMITS:
-                yield problem(
-                    f"{where}.name", "Invalid ulimit name.", limit.name, ", ".join(sorted(ULIMITS))
-                )
             soft, hard = limit.soft_limit, limit.hard_limit
             if hard != -1 and (soft == -1 or soft > hard):
                 yield problem(
@@ -237,7 +226,7 @@ def check_ulimits(task: TaskDefinition) -> Problems:
                 )
 
 
-def check_capabilities(task: TaskDefinition) -> Problems:
+def check_capabilities(task: TaskDefinition, policy: Policy) -> Problems:
     """Only SYS_PTRACE may be added (contract 2.7)."""
     for path, container in each_container(task):
         linux = container.linux_parameters
@@ -245,7 +234,10 @@ def check_capabilities(task: TaskDefinition) -> Problems:
             continue
         where = f"{path}.linuxParameters.capabilities"
         for index, name in enumerate(linux.capabilities.add):
-            if name != "SYS_PTRACE":
+            if policy.capabilities is None:
+                if name not in CAPABILITIES:
+                    yield problem(f"{where}.add[{index}]", "Invalid capability.", name)
+            elif name not in policy.capabilities:
                 yield problem(
                     f"{where}.add[{index}]",
                     f"{name} is not allowed on Fargate.",
@@ -257,17 +249,12 @@ def check_capabilities(task: TaskDefinition) -> Problems:
                 yield problem(f"{where}.drop[{index}]", "Invalid capability.", name)
 
 
-def check_dependencies(task: TaskDefinition) -> Problems:
+def check_dependencies(task: TaskDefinition, policy: Policy) -> Problems:
     """Contract 2.9, 3.5: known targets, possible conditions, no cycle."""
     containers = {container.name: container for container in task.containers}
     for path, container in each_container(task):
         for index, item in enumerate(container.depends_on):
             where = f"{path}.dependsOn[{index}]"
-            if item.condition not in CONDITIONS:
-                yield problem(
-                    f"{where}.condition", "Invalid dependsOn condition.", item.condition,
-                    ", ".join(CONDITIONS),
-                )  # fmt: skip
             target = containers.get(item.container_name)
             if target is None:
                 yield problem(
@@ -320,7 +307,6 @@ def _find_cycle(containers: dict[str, ContainerDefinition]) -> list[str]:
 
 
 CONTAINER_RULES = (
-    check_names,
     check_container_memory,
     check_ports,
     check_environment,

@@ -44,11 +44,6 @@ def _check_efs(path: str, efs: EfsVolume) -> Problems:
             f"{path}.fileSystemId", "Invalid fileSystemId.", efs.file_system_id, "like fs-12345678"
         )
     is_encrypted = efs.transit_encryption == "ENABLED"
-    if efs.transit_encryption not in ("ENABLED", "DISABLED"):
-        yield problem(
-            f"{path}.transitEncryption", "Invalid transitEncryption.", efs.transit_encryption,
-            "ENABLED, DISABLED",
-        )  # fmt: skip
     if efs.transit_encryption_port is not None and not is_encrypted:
         yield problem(
             f"{path}.transitEncryptionPort",
@@ -58,11 +53,6 @@ def _check_efs(path: str, efs: EfsVolume) -> Problems:
     authorization = efs.authorization_config
     if authorization is None:
         return
-    if authorization.iam not in ("ENABLED", "DISABLED"):
-        yield problem(
-            f"{path}.authorizationConfig.iam", "Invalid iam.", authorization.iam,
-            "ENABLED, DISABLED",
-        )  # fmt: skip
     if authorization.iam == "ENABLED" and not is_encrypted:
         yield problem(
             f"{path}.authorizationConfig.iam",
@@ -268,8 +258,6 @@ def check_environment_files(task: TaskDefinition) -> Problems:
                 "at most 10",
             )
         for index, file in enumerate(container.environment_files):
-            if file.type != "s3":
-                yield problem(f"{where}[{index}].type", "Invalid type.", file.type, "s3")
             if not _S3_OBJECT.fullmatch(file.value):
                 yield problem(
                     f"{where}[{index}].value", "Invalid arn syntax.", file.value,
@@ -302,10 +290,6 @@ def check_logging(task: TaskDefinition) -> Problems:
         if firelens is None:
             continue
         where = f"{path}.firelensConfiguration"
-        if firelens.type not in ("fluentd", "fluentbit"):
-            yield problem(
-                f"{where}.type", "Invalid firelens type.", firelens.type, "fluentd, fluentbit"
-            )
         if container.name != routers[0]:
             yield problem(where, "Only one container can have a firelens configuration.")
         kind = firelens.options.get("config-file-type")
@@ -419,18 +403,6 @@ def check_restart_policies(task: TaskDefinition) -> Problems:
             )  # fmt: skip
 
 
-def check_pid_mode(task: TaskDefinition) -> Problems:
-    """Contract 2.9."""
-    if task.pid_mode not in (None, "task"):
-        yield problem(
-            "pidMode",
-            f"Tasks using the Fargate launch type do not support pidMode '{task.pid_mode}'. The "
-            "supported value for pidMode is 'task'.",
-            task.pid_mode,
-            "task",
-        )
-
-
 RESOURCE_RULES = (
     check_volumes,
     check_mounts,
@@ -439,5 +411,4 @@ RESOURCE_RULES = (
     check_logging,
     check_system_controls,
     check_restart_policies,
-    check_pid_mode,
 )
