@@ -25,8 +25,9 @@ def _rows(
     rows: list[tuple[str, ...]] = []
     seconds = after[0] - before[0]
     for record in records:
-        vcpus = int(record.definition["cpu"]) / 1024
-        limit = int(record.definition["memory"]) * 2**20
+        # EC2's tasks need no size.
+        vcpus = int(str(record.definition.get("cpu", 0))) / 1024
+        limit = int(str(record.definition.get("memory", 0))) * 2**20
         for name, values in after[1][record.task_id].items():
             earlier = before[1][record.task_id].get(name)
             if earlier is None:
@@ -36,10 +37,10 @@ def _rows(
                 (
                     record.task_id[:12],
                     name or "(task)",
-                    f"{used / vcpus * 100:.1f}%",
+                    f"{used / vcpus * 100:.1f}%" if vcpus else "-",
                     f"{used:.2f}",
                     format_bytes(values["memory_bytes"]),
-                    f"{values['memory_bytes'] / limit * 100:.1f}%",
+                    f"{values['memory_bytes'] / limit * 100:.1f}%" if limit else "-",
                     format_bytes(values["memory_peak_bytes"]),
                 )
             )

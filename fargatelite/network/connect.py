@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from fargatelite.network.slot import PortPublication, Slot
 
-__all__ = ["connect", "disconnect", "leftover_addresses", "leftover_interfaces"]
+__all__ = ["connect", "connect_loopback", "disconnect", "leftover_addresses", "leftover_interfaces"]
 
 
 def connect(slot: Slot, netns_fd: int, *, publish: Sequence[PortPublication] = ()) -> None:
@@ -34,6 +34,16 @@ def connect(slot: Slot, netns_fd: int, *, publish: Sequence[PortPublication] = (
         except Exception as cleanup:  # noqa: BLE001  the first error is the one to report
             error.add_note(f"cleaning up also failed: {cleanup}")
         raise
+
+
+def connect_loopback(netns_fd: int) -> None:
+    """Gives the namespace its loopback interface and nothing else (networkMode none).
+
+    Raises: NetworkFailed.
+    """
+    from fargatelite.network import rtnetlink
+
+    rtnetlink.bring_up_loopback(netns_fd)
 
 
 def disconnect(slot: Slot) -> None:

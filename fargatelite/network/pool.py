@@ -105,6 +105,18 @@ def choose_subnet(taken: Iterable[ipaddress.IPv4Network]) -> str:
     )
 
 
+def _index_of(address: str, subnet: str) -> int:
+    try:
+        index = int(ipaddress.IPv4Address(address)) - int(ipaddress.IPv4Network(subnet)[2])
+        slot_for(index, TaskId(""), subnet)
+    except ValueError as error:
+        raise ConfigurationInvalid(
+            f"{address} is no address of a task: this host's are in {subnet}, without the first "
+            "two and the last"
+        ) from error
+    return index
+
+
 class SlotPool:
     """The host's slots, as seen from one run root. Methods may be called from any thread and
     process at once."""
@@ -114,11 +126,12 @@ class SlotPool:
         self._directory = directory
         self._network_file = directory / "network.json"
 
-    def allocate(self, task_id: TaskId) -> Slot:
+    def allocate(self, task_id: TaskId, address: str | None = None) -> Slot:
         """The task's slot, a free one if it has none yet; recorded before this returns.
 
-        Raises: NetworkFailed when all slots are taken; ConfigurationInvalid without a free subnet;
-        StateCorrupt.
+        `address` asks for the slot of that address.
+        Raises: NetworkFailed when all slots, or the one that is asked for, are taken;
+        ConfigurationInvalid without a free subnet, or for an address outside of it; StateCorrupt.
         """
         with self._locked():
             subnet = self._ensure_subnet()
@@ -126,13 +139,16 @@ class SlotPool:
             for index, owner in taken.items():
                 if owner.task_id == task_id:
                     return slot_for(index, task_id, subnet)
-            for index in range(MAX_SLOTS):
+            wanted = range(MAX_SLOTS) if address is None else (_index_of(address, subnet),)
+            for index in wanted:
                 if index not in taken:
                     content = _SlotFile(
                         version=FORMAT_VERSION, task_id=task_id, run_root=self._run_root
                     )
                     self._publish(self._directory / f"{index}.json", content)
                     return slot_for(index, task_id, subnet)
+        if address is not None:
+            raise NetworkFailed(f"address {address} is another task's: stop that task first")
         raise NetworkFailed(f"all {MAX_SLOTS} network slots are taken: stop a task or run gc")
 
     def release(self, task_id: TaskId) -> None:

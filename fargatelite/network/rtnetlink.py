@@ -248,6 +248,16 @@ def _configure_task_end(slot: Slot) -> None:
         )
 
 
+def bring_up_loopback(netns_fd: int) -> None:
+    """Raises: NetworkFailed."""
+
+    def bring_up() -> None:
+        with closing(_open_socket()) as task:
+            _send(task, [_link("bring up lo", _NEWLINK, 0, [], index=1, up=True)])
+
+    run_in_namespace(netns_fd, bring_up)
+
+
 def remove_link(name: str) -> None:
     """Removes the host's end, and the other with it; one that is not there is no error."""
     with closing(_open_socket()) as host:

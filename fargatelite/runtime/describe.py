@@ -28,6 +28,7 @@ class TaskFacts(msgspec.Struct, frozen=True, kw_only=True):
     started_by: str | None = None
     tags: dict[str, str] = {}
     overrides: dict[str, Any] = {}
+    launch_type: str = "FARGATE"
     enable_execute_command: bool = False
     private_ipv4_address: str | None = None
     mac_address: str | None = None
@@ -138,15 +139,28 @@ def _overrides(definition: TaskDefinition, facts: TaskFacts) -> dict[str, Any]:
     }
 
 
+def _size(definition: TaskDefinition) -> tuple[int, int]:
+    """CPU units and MiB: the task's, or what its containers ask for where it has none (EC2)."""
+    containers = definition.containers
+    return (
+        definition.cpu_units or sum(item.cpu_units for item in containers),
+        definition.memory_mib
+        or sum(item.memory_mib or item.memory_reservation_mib or 0 for item in containers),
+    )
+
+
 def describe_task(state: TaskState, definition: TaskDefinition, facts: TaskFacts) -> dict[str, Any]:
     """The task as DescribeTasks shows it; members that have no value are absent."""
     task_id = names.TaskId(state.task_id)
     architecture = {"X86_64": "x86_64", "ARM64": "arm64"}[definition.cpu_architecture]
     # The service has its agent's word while it is connected: from the slot on.
     is_connected = str(state.last_status) not in ("PROVISIONING",)
+    is_fargate = facts.launch_type == "FARGATE"
     return _without_none(
         {
-            "attachments": [_attachment(state, facts)],
+            "attachments": [_attachment(state, facts)]
+            if definition.network_mode == "awsvpc"
+            else [],
             "attributes": [{"name": "ecs.cpu-architecture", "value": architecture}],
             "availabilityZone": f"{facts.region}a",
             "clusterArn": names.cluster_arn(facts.region, facts.account, facts.cluster),
@@ -156,22 +170,24 @@ def describe_task(state: TaskState, definition: TaskDefinition, facts: TaskFacts
                 _container(state, item, definition.containers[number], number, facts)
                 for number, item in enumerate(state.containers)
             ],
-            "cpu": str(definition.cpu_units),
+            "cpu": str(_size(definition)[0]),
             "createdAt": _seconds(state.created_at_ns),
             "desiredStatus": state.desired_status,
             "enableExecuteCommand": facts.enable_execute_command,
             "ephemeralStorage": {"sizeInGiB": definition.ephemeral_storage_gib},
-            "fargateEphemeralStorage": {"sizeInGiB": definition.ephemeral_storage_gib},
+            "fargateEphemeralStorage": {"sizeInGiB": definition.ephemeral_storage_gib}
+            if is_fargate
+            else None,
             "executionStoppedAt": _seconds(state.execution_stopped_at_ns),
             "group": facts.group,
             "healthStatus": str(state.health_status),
             "inferenceAccelerators": [],
             "lastStatus": str(state.last_status),
-            "launchType": "FARGATE",
-            "memory": str(definition.memory_mib),
+            "launchType": facts.launch_type,
+            "memory": str(_size(definition)[1]),
             "overrides": _overrides(definition, facts),
-            "platformFamily": "Linux",
-            "platformVersion": PLATFORM_VERSION,
+            "platformFamily": "Linux" if is_fargate else None,
+            "platformVersion": PLATFORM_VERSION if is_fargate else None,
             "pullStartedAt": _seconds(state.pull_started_at_ns),
             "pullStoppedAt": _seconds(state.pull_stopped_at_ns),
             "startedAt": _seconds(state.started_at_ns),

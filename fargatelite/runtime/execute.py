@@ -26,6 +26,7 @@ from fargatelite.rundir import RunDirectory
 from fargatelite.runtime import launch, record
 from fargatelite.runtime import task as machine
 from fargatelite.runtime.close import close_state
+from fargatelite.runtime.container_files import resolv_conf_of, write_container_files
 from fargatelite.runtime.describe import TaskFacts
 from fargatelite.runtime.events import (
     ContainerEvent,
@@ -102,6 +103,7 @@ class SupervisedTask:
         wire: dict[str, object],
         pull_policy: str,
         publish: tuple[PortPublication, ...],
+        address: str | None,
         trace: bool,
         sampler: Sampler,
         timeline: Timeline,
@@ -118,6 +120,7 @@ class SupervisedTask:
         self.op_traces: dict[str, list[tuple[str, int]]] = {}
         self._pull_policy = pull_policy
         self._publish = publish
+        self._address = address
         self._trace = trace
         self._sampler = sampler
         self._on_event = on_event
@@ -188,7 +191,18 @@ class SupervisedTask:
             self.run.requests, self._look_for_desired, self
         )
         self._feed(machine.Created(at_ns=time.time_ns()))
+        self._limit_run_time()
         self._look_for_desired()
+
+    def _limit_run_time(self) -> None:
+        limit_s = self.settings.beyond_fargate.max_run_time_s
+        if limit_s is not None:
+            reason = f"Task ran for {limit_s} s, this host's beyond_fargate.max_run_time_s"
+            self._timers["max_run_time"] = self.supervisor.set_timer(
+                time.time_ns() + limit_s * 1_000_000_000,
+                lambda: self.request_stop("UserInitiated", reason),
+                self,
+            )
 
     def _look_for_desired(self) -> None:
         desired = self.run.read_desired()
@@ -297,8 +311,9 @@ class SupervisedTask:
     def _provision(self) -> None:
         try:
             launched = launch.provision(
-                self.settings, self.run, self.definition, self._publish, self.timeline
-            )
+                self.settings, self.run, self.definition, self._publish, self.timeline,
+                self._address,
+            )  # fmt: skip
             self._sampler.add(
                 self.run.task_id,
                 self.settings.ledgers / f"{self.run.task_id}.ledger",
@@ -329,7 +344,7 @@ class SupervisedTask:
         def make(faults: FaultInjector) -> TaskEndpoint:
             return TaskEndpoint(
                 self, self.definition, launched.slot, netns_fd, self._driver,
-                launch.hostname_of(launched.slot), launch.read_resolv_conf(),
+                launch.hostname_of(launched.slot), resolv_conf_of(self.definition, None),
                 storage, faults, None,
             )  # fmt: skip
 
@@ -420,6 +435,7 @@ class SupervisedTask:
             with self.timeline.phase(f"prepare {name}"):
                 container = next(c for c in self.definition.containers if c.name == name)
                 cgroup = launch.create_container(self.settings, self.run, launched.slot, container)
+                write_container_files(self.run, self.definition, container, launched.slot)
                 volumes = self._prepare_volumes(container, held.image, launched.slot)
                 held.spec = launch.make_spec(
                     settings=self.settings,
@@ -427,13 +443,15 @@ class SupervisedTask:
                     run=self.run,
                     slot=launched.slot,
                     cgroup=cgroup,
+                    definition=self.definition,
                     container=container,
                     number=held.number,
                     image=held.image,
                     image_path=held.image_path,
                     trace=self._trace,
                     volumes=volumes,
-                    pid_holder=launch.PID_HOLDER if self._has_shared_pids else None,
+                    pid_holder=launch.PID_HOLDER if self.definition.pid_mode == "task" else None,
+                    launch_type=self.facts.launch_type,
                 )
                 held.plan = compile_container(held.spec)
                 data = encode_plan(held.plan)
@@ -465,7 +483,7 @@ class SupervisedTask:
 
     @property
     def _has_shared_pids(self) -> bool:
-        return self.definition.pid_mode == "task"
+        return self.definition.pid_mode is not None
 
     def _restart_container(self, name: str) -> None:
         """The same group and writable layer; processes that outlived the first one go before."""

@@ -11,15 +11,16 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fargatelite import names
 from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits
 from fargatelite.cgroups.detect import detect_driver
 from fargatelite.errors import FargateliteError, SandboxFailed
 from fargatelite.host import Host
-from fargatelite.network.slot import PortPublication, Slot, hosts_text, resolv_conf_text
+from fargatelite.network.slot import PortPublication, Slot
 from fargatelite.rundir import RunDirectory
+from fargatelite.runtime.container_files import directory_of, hostname_of, write_task_files
 from fargatelite.runtime.trace import Timeline
 from fargatelite.sandbox.compile import (
     ContainerSpec,
@@ -32,7 +33,7 @@ from fargatelite.sandbox.compile import (
 )
 from fargatelite.sandbox.mounts import TmpfsMount, VolumeMount, parse_tmpfs
 from fargatelite.sandbox.plan import encode_plan
-from fargatelite.sandbox.rootfs import Directories
+from fargatelite.sandbox.rootfs import SHM_BYTES, Directories
 from fargatelite.sandbox.seccomp import load_program
 from fargatelite.settings import Settings
 from fargatelite.shim import ProcessStarted, Ready, Shim
@@ -46,10 +47,11 @@ __all__ = [
     "PID_HOLDER",
     "Launched",
     "create_container",
+    "hostname_of",
     "make_spec",
     "platform_of",
+    "privileges_of",
     "provision",
-    "read_resolv_conf",
     "remove_task",
     "reset_overlay",
     "task_limits",
@@ -66,6 +68,7 @@ host's pids (4,194,304 on 64 bit) from everybody else."""
 PID_HOLDER = 900
 """Process number of the pid namespace's PID 1 in a task with pidMode `task`."""
 
+_SHM = "/dev/shm"  # noqa: S108 - the host's shared memory, not a temporary file of ours
 METADATA = "http://169.254.170.2"
 
 
@@ -85,13 +88,16 @@ class Launched:
         self.shim.close()
 
 
-def task_limits(definition: TaskDefinition) -> CgroupLimits:
-    """Fargate's hard caps of a task (contract 4.3)."""
+def task_limits(definition: TaskDefinition, *, has_burst: bool = False) -> CgroupLimits:
+    """Fargate's hard caps of a task (contract 4.3); on EC2 a size that is not given is no cap.
+    With `has_burst` CPU is a share among tasks and no cap."""
+    cpu_units = definition.cpu_units or sum(item.cpu_units for item in definition.containers)
+    is_capped = definition.cpu_units > 0 and not has_burst
     return CgroupLimits(
-        cpu_quota_us=definition.cpu_units * PERIOD_US // CPU_UNITS_PER_CPU,
+        cpu_quota_us=cpu_units * PERIOD_US // CPU_UNITS_PER_CPU if is_capped else None,
         cpu_period_us=PERIOD_US,
-        cpu_shares=max(MIN_SHARES, definition.cpu_units),
-        memory_bytes=definition.memory_mib * 2**20,
+        cpu_shares=max(MIN_SHARES, cpu_units),
+        memory_bytes=definition.memory_mib * 2**20 if definition.memory_mib else None,
         memory_soft_bytes=None,
         pids_max=PIDS_PER_TASK,
     )
@@ -111,39 +117,13 @@ def container_limits(container: ContainerDefinition) -> CgroupLimits:
     )
 
 
-def hostname_of(slot: Slot) -> str:
-    """The private DNS name that a task interface has in us-east-1's style (contract 4.4)."""
-    return f"ip-{slot.address.replace('.', '-')}.ec2.internal"
-
-
-def _write_owned(path: Path, text: str, owner: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    with open(fd, "w") as file:
-        file.write(text)
-        os.fchown(fd, owner, owner)
-        os.fchmod(fd, 0o644)
-
-
-def read_resolv_conf() -> str:
-    """resolv.conf(5) of tasks: the host's servers, or those behind its loopback resolver."""
-
-    def read(path: str) -> str | None:
-        try:
-            return Path(path).read_text()
-        except FileNotFoundError:
-            return None
-
-    return resolv_conf_text(
-        read("/etc/resolv.conf") or "", read("/run/systemd/resolve/resolv.conf")
-    )
-
-
 def provision(
     settings: Settings,
     run: RunDirectory,
     definition: TaskDefinition,
     publish: tuple[PortPublication, ...],
     timeline: Timeline,
+    address: str | None = None,
 ) -> Launched:
     """Slot, groups, shim with its namespaces, network, generated files.
 
@@ -156,7 +136,7 @@ def provision(
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings.ledgers.mkdir(mode=0o700, exist_ok=True)
     with timeline.phase("slot"):
-        slot = pool.SlotPool(Path(settings.run_root)).allocate(run.task_id)
+        slot = pool.SlotPool(Path(settings.run_root)).allocate(run.task_id, address)
     with timeline.phase("shim"):
         shim = Shim.start(run.path, slot.uid_base, slot.uid_count)
     try:
@@ -171,19 +151,21 @@ def provision(
                     definition.ephemeral_storage_gib,
                 )
         with timeline.phase("task cgroup"):
-            cgroup = detect_driver().create(names.cgroup_path(run.task_id), task_limits(definition))
+            cgroup = detect_driver().create(
+                names.cgroup_path(run.task_id),
+                task_limits(definition, has_burst=settings.beyond_fargate.cpu_burst),
+            )
         with timeline.phase("namespaces"):
             ready = shim.wait_ready()
         if definition.pid_mode == "task":
             with timeline.phase("pid namespace"):
                 _start_pid_holder(settings, run, shim)
         with timeline.phase("network"):
-            connect.connect(slot, ready.network_namespace, publish=publish)
-        hostname = hostname_of(slot)
-        files = run.path / "files"
-        _write_owned(files / "hosts", hosts_text(slot, hostname), slot.uid_base)
-        _write_owned(files / "hostname", hostname + "\n", slot.uid_base)
-        _write_owned(files / "resolv.conf", read_resolv_conf(), slot.uid_base)
+            if definition.network_mode == "none":
+                connect.connect_loopback(ready.network_namespace)
+            elif definition.network_mode != "host":
+                connect.connect(slot, ready.network_namespace, publish=publish)
+        write_task_files(run, definition, slot)
     except BaseException:
         shim.close()
         raise
@@ -228,10 +210,12 @@ def _own_group_mounts(cgroup: Cgroup) -> dict[str, str]:
     }
 
 
-def injected_environment(settings: Settings, runtime_id: str) -> dict[str, str]:
+def injected_environment(
+    settings: Settings, runtime_id: str, launch_type: str = "FARGATE"
+) -> dict[str, str]:
     """The variables of contract 4.7 that every container gets."""
     return {
-        "AWS_EXECUTION_ENV": "AWS_ECS_FARGATE",
+        "AWS_EXECUTION_ENV": f"AWS_ECS_{launch_type}",
         "ECS_CONTAINER_METADATA_URI": f"{METADATA}/v3/{runtime_id}",
         "ECS_CONTAINER_METADATA_URI_V4": f"{METADATA}/v4/{runtime_id}",
         "ECS_AGENT_URI": f"{METADATA}/api/{runtime_id}",
@@ -240,9 +224,61 @@ def injected_environment(settings: Settings, runtime_id: str) -> dict[str, str]:
     }
 
 
+class Privileges(NamedTuple):
+    """What a container's processes may do: capabilities, system calls, what /proc shows."""
+
+    capabilities: int
+    seccomp: bytes
+    has_new_privileges: bool
+    is_unmasked: bool
+
+
+def privileges_of(settings: Settings, container: ContainerDefinition) -> Privileges:
+    """Fargate's set and filter, and what the definition changes of them (contract 2.7, 4.2).
+
+    `privileged` is every capability within the task's user namespace, not the host's.
+    """
+    linux = container.linux_parameters
+    asked = linux.capabilities if linux is not None else None
+    capabilities = capabilities_of(asked.add, asked.drop) if asked else capabilities_of((), ())
+    if container.privileged:
+        capabilities = capabilities_of(("ALL",), ())
+    options = container.docker_security_options
+    is_unfiltered = container.privileged or "seccomp:unconfined" in options
+    return Privileges(
+        capabilities=capabilities,
+        seccomp=b"" if is_unfiltered else load_program(settings.cache, capabilities),
+        has_new_privileges="no-new-privileges" not in options,
+        is_unmasked=container.privileged,
+    )
+
+
 def platform_of(definition: TaskDefinition) -> str:
     """The OCI platform of a task definition's `runtimePlatform`."""
     return "linux/arm64" if definition.cpu_architecture == "ARM64" else "linux/amd64"
+
+
+def network_of(
+    definition: TaskDefinition, container: ContainerDefinition
+) -> Literal["task", "host", "none"]:
+    """Which network namespace a container is in: `none` is one of its own, without interfaces."""
+    if container.disable_networking:
+        return "none"
+    return "host" if definition.network_mode == "host" else "task"
+
+
+def shm_bytes_of(container: ContainerDefinition) -> int:
+    """The size of /dev/shm; Docker's 64 MiB by default (contract 4.3)."""
+    linux = container.linux_parameters
+    size_mib = linux.shared_memory_size_mib if linux is not None else None
+    return size_mib * 2**20 if size_mib is not None else SHM_BYTES
+
+
+def host_ipc_mounts(definition: TaskDefinition) -> tuple[VolumeMount, ...]:
+    """POSIX shared memory of the host goes with its IPC namespace (ipcMode host)."""
+    if definition.ipc_mode != "host":
+        return ()
+    return (VolumeMount(source=_SHM, target=_SHM),)
 
 
 def make_spec(
@@ -252,6 +288,7 @@ def make_spec(
     run: RunDirectory,
     slot: Slot,
     cgroup: Cgroup,
+    definition: TaskDefinition,
     container: ContainerDefinition,
     number: int,
     image: Image,
@@ -259,25 +296,22 @@ def make_spec(
     trace: bool,
     volumes: tuple[VolumeMount, ...] = (),
     pid_holder: int | None = None,
+    launch_type: str = "FARGATE",
 ) -> ContainerSpec:
     """A container's specification from definition and image; makes nothing.
 
     Raises: SandboxFailed for what the image cannot give: a user, a command.
     """
-    task_id, config, files = run.task_id, image.config, run.path / "files"
+    task_id, config, files = run.task_id, image.config, directory_of(run, container)
     linux = container.linux_parameters
-    added: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
     tmpfs: tuple[TmpfsMount, ...] = ()
     if linux is not None:
         tmpfs = tuple(
             parse_tmpfs(item.container_path, item.size_mib, item.mount_options)
             for item in linux.tmpfs
         )
-    if linux is not None and linux.capabilities is not None:
-        added, dropped = tuple(linux.capabilities.add), tuple(linux.capabilities.drop)
-    hostname = hostname_of(slot)
-    capabilities = capabilities_of(added, dropped)
+    hostname = hostname_of(slot, definition, container)
+    privileges = privileges_of(settings, container)
     process = resolve_process(
         entry_point=container.entry_point,
         command=container.command,
@@ -290,7 +324,7 @@ def make_spec(
         passwd=image.passwd,
         group=image.group,
         image_environment=config.env,
-        injected=injected_environment(settings, names.runtime_id(task_id, number)),
+        injected=injected_environment(settings, names.runtime_id(task_id, number), launch_type),
         environment=tuple((item.name, item.value) for item in container.environment),
         hostname=hostname,
     )
@@ -307,16 +341,22 @@ def make_spec(
                 "/etc/resolv.conf": str(files / "resolv.conf"),
             },
             groups=_own_group_mounts(cgroup),
-            volumes=volumes,
+            volumes=(*volumes, *host_ipc_mounts(definition)),
             tmpfs=tmpfs,
+            shm_bytes=shm_bytes_of(container),
         ),
         id_base=slot.uid_base,
         hostname=hostname,
         log_path=str(settings.records / task_id / "logs" / f"{container.name}.log"),
         join_files=cgroup.join_files,
         clone_into=cgroup.clone_into,
-        seccomp=load_program(settings.cache, capabilities),
-        capabilities=capabilities,
+        seccomp=privileges.seccomp,
+        capabilities=privileges.capabilities,
+        has_new_privileges=privileges.has_new_privileges,
+        is_unmasked=privileges.is_unmasked,
+        network=network_of(definition, container),
+        has_host_ipc=definition.ipc_mode == "host",
+        has_host_pids=definition.pid_mode == "host",
         rlimits=compile_rlimits(
             tuple((item.name, item.soft_limit, item.hard_limit) for item in container.ulimits),
             HostLimits(nofile_hard=host.nofile_hard, can_raise_limits=host.can_raise_limits),

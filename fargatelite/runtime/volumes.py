@@ -33,6 +33,8 @@ class MountedVolume(msgspec.Struct, frozen=True, kw_only=True):
     volume: str
     target: str
     read_only: bool
+    source_path: str | None = None
+    """A directory or file of the host (EC2's host.sourcePath)."""
 
 
 def _image_volumes(container: ContainerDefinition, image: Image | None) -> list[MountedVolume]:
@@ -54,6 +56,9 @@ def list_mounts(
     Source: contract 2.6, Docker's --volumes-from.
     """
     by_name = {item.name: item for item in definition.containers}
+    sources = {
+        item.name: item.host.source_path for item in definition.volumes if item.host is not None
+    }
     taken_from = {
         item.source_container for other in definition.containers for item in other.volumes_from
     }
@@ -65,7 +70,10 @@ def list_mounts(
             found.setdefault(
                 target,
                 MountedVolume(
-                    volume=point.source_volume or "", target=target, read_only=point.read_only
+                    volume=point.source_volume or "",
+                    target=target,
+                    read_only=point.read_only,
+                    source_path=sources.get(point.source_volume),
                 ),
             )
         for source in item.volumes_from:
@@ -85,6 +93,21 @@ def _directory(settings: Settings, task_id: TaskId, volume: str) -> Path:
     return settings.layers / task_id / ".volumes" / volume.replace("/", ".")
 
 
+def _host_mount(mount: MountedVolume) -> VolumeMount:
+    """A path of the host with the host's ids: root of the container is root there, as on EC2. One
+    that is not there becomes a directory, as Docker makes it. Mounts below it do not come along."""
+    source = Path(os.path.realpath(mount.source_path or "/"))
+    if not source.exists():
+        source.mkdir(mode=0o755, parents=True)
+    return VolumeMount(
+        source=str(source),
+        target=mount.target,
+        read_only=mount.read_only,
+        is_mapped=True,
+        is_file=not source.is_dir(),
+    )
+
+
 def prepare_volumes(
     settings: Settings,
     task_id: TaskId,
@@ -102,6 +125,9 @@ def prepare_volumes(
     declared = {posixpath.normpath(path) for path in image.config.volumes}
     made = []
     for mount in mounts:
+        if mount.source_path is not None:
+            made.append(_host_mount(mount))
+            continue
         directory = _directory(settings, task_id, mount.volume)
         if not directory.is_dir():
             fresh = directory.with_name(f"{directory.name}.new")

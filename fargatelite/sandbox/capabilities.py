@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 __all__ = ["CAPABILITIES", "FARGATE_DEFAULT", "capability_mask", "container_mask"]
 
@@ -35,11 +35,13 @@ def capability_mask(names: Iterable[str]) -> int:
     return mask
 
 
-def container_mask(add: Iterable[str], drop: Iterable[str]) -> int:
-    """Fargate's default set after `drop`, then `add`: `drop: [ALL]` leaves only `add`.
+def container_mask(add: Collection[str], drop: Iterable[str]) -> int:
+    """Fargate's default set after `drop`, then `add`: `drop: [ALL]` leaves only `add`; ALL may be
+    added on EC2 only.
 
     Source: contract 2.7.
     """
     dropped = set(drop)
     kept = set() if "ALL" in dropped else set(FARGATE_DEFAULT) - dropped
-    return capability_mask(kept | set(add))
+    added = set(CAPABILITIES) if "ALL" in add else set(add)
+    return capability_mask(kept | added)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import resource
 import struct
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
@@ -111,6 +112,11 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     has_init: bool = False
     has_stdin: bool = False
     has_terminal: bool = False
+    has_new_privileges: bool = True
+    is_unmasked: bool = False
+    network: Literal["task", "host", "none"] = "task"
+    has_host_ipc: bool = False
+    has_host_pids: bool = False
     pid_holder: int | None = None
     """Process whose pid namespace is the container's (pidMode task); None: one of its own."""
 
@@ -229,6 +235,8 @@ def _privileges(spec: ContainerSpec, process: Process) -> list[Op]:
     ops = [op("keyring"), op("user_namespace")]
     if spec.seccomp:
         ops.append(op("seccomp", spec.seccomp))
+    if not spec.has_new_privileges:
+        ops.append(op("no_new_privileges"))
     ops += [
         op("bounding", spec.capabilities),
         op("user", user.uid, user.gid, groups),
@@ -253,11 +261,14 @@ def _exec(process: Process) -> Op:
 def compile_container(spec: ContainerSpec) -> Plan:
     """The plan that starts a container in namespaces of its own."""
     base, process = spec.id_base, spec.process
-    has_own_pids = spec.pid_holder is None
+    has_own_pids = spec.pid_holder is None and not spec.has_host_pids
     ops = [
         op(
             "namespaces",
-            CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | (CLONE_NEWPID if has_own_pids else 0),
+            CLONE_NEWNS
+            | CLONE_NEWUTS
+            | (0 if spec.has_host_ipc else CLONE_NEWIPC)
+            | (CLONE_NEWPID if has_own_pids else 0),
             spec.clone_into or "",
         ),
         *((op("join_pid", spec.pid_holder),) if spec.pid_holder is not None else ()),
@@ -266,10 +277,10 @@ def compile_container(spec: ContainerSpec) -> Plan:
         op("streams", base + process.user.uid, base + process.user.gid),
         *((op("trace", spec.trace_path),) if spec.trace_path is not None else ()),
         *(op("join_cgroup", path) for path in spec.join_files),
-        op("unshare", CLONE_NEWCGROUP),
-        op("join_network"),
+        op("unshare", CLONE_NEWCGROUP | (CLONE_NEWNET if spec.network == "none" else 0)),
+        *((op("join_network"),) if spec.network == "task" else ()),
         *compile_root(spec.directories),
-        *compile_mounts(spec.directories, base, spec.sysctls),
+        *compile_mounts(spec.directories, base, spec.sysctls, is_unmasked=spec.is_unmasked),
         *_terminal(spec, base),
         # Docker makes a missing working directory, owned by root.
         op("mkdir", process.working_directory, 0o755, base, base, IN_ROOT),

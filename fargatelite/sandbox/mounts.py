@@ -45,11 +45,14 @@ _POLICY = re.compile(r"[a-z0-9:,=-]{1,64}", re.ASCII)
 
 
 class VolumeMount(msgspec.Struct, frozen=True, kw_only=True):
-    """A directory of the host at `target` of a container. Its ids are the task's."""
+    """A directory (or file) of the host at `target` of a container. Its ids are the task's, or with
+    `is_mapped` the host's, seen in the container as they are there."""
 
     source: str
     target: str
     read_only: bool = False
+    is_mapped: bool = False
+    is_file: bool = False
 
 
 class TmpfsMount(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +104,14 @@ def parse_tmpfs(target: str, size_mib: int, mount_options: tuple[str, ...]) -> T
 def compile_clones(volumes: tuple[VolumeMount, ...], first_slot: int) -> list[Op]:
     """Before the root is changed: each volume's directory, cloned into a slot of its own."""
     return [
-        op("open_tree", slot, volume.source, NODEV | (RDONLY if volume.read_only else 0), 0, 0)
+        op(
+            "open_tree",
+            slot,
+            volume.source,
+            NODEV | (RDONLY if volume.read_only else 0),
+            int(volume.is_mapped),
+            0,
+        )
         for slot, volume in enumerate(volumes, first_slot)
     ]
 
@@ -130,7 +140,14 @@ def compile_user_mounts(
             (
                 volume.target,
                 [
-                    op("mkdir", volume.target, 0o755, id_base, id_base, IN_ROOT),
+                    op(
+                        "touch" if volume.is_file else "mkdir",
+                        volume.target,
+                        0o755,
+                        id_base,
+                        id_base,
+                        IN_ROOT,
+                    ),
                     op("move_mount", slot, volume.target, IN_ROOT),
                 ],
             )

@@ -85,6 +85,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
     groups: dict[str, str]
     volumes: tuple[VolumeMount, ...] = ()
     tmpfs: tuple[TmpfsMount, ...] = ()
+    shm_bytes: int = SHM_BYTES
 
     @property
     def volume_slot(self) -> int:
@@ -120,7 +121,11 @@ def _mount(kind: str, target: str, attributes: int, *options: str) -> Op:
 
 
 def compile_mounts(
-    directories: Directories, id_base: int, sysctls: tuple[tuple[str, str], ...] = ()
+    directories: Directories,
+    id_base: int,
+    sysctls: tuple[tuple[str, str], ...] = (),
+    *,
+    is_unmasked: bool = False,
 ) -> list[Op]:
     """What lies over the image: the user's mounts, /proc, /sys, /dev, generated files, the own
     group; then the masks.
@@ -155,7 +160,7 @@ def compile_mounts(
         op("mkdir", _SHM, 0o1777, base, base, RESOLVE_NO_SYMLINKS),
         _mount(
             "tmpfs", _SHM, NOSUID | NODEV | NOEXEC,
-            "mode=1777", f"size={SHM_BYTES}", *owner,
+            "mode=1777", f"size={directories.shm_bytes}", *owner,
         ),
         op("mkdir", "/dev/mqueue", 0o1777, base, base, RESOLVE_NO_SYMLINKS),
         _mount("mqueue", "/dev/mqueue", NOSUID | NODEV | NOEXEC),
@@ -176,6 +181,7 @@ def compile_mounts(
         ops.append(op("readonly", "/sys/fs/cgroup", 1))
     ops += user_mounts(in_dev=True)
     ops += [op("sysctl", path, value) for path, value in sysctls]
-    ops += [op("mask", path) for path in MASKED_PATHS]
-    ops += [op("readonly", path, 1) for path in READONLY_PATHS]
+    if not is_unmasked:
+        ops += [op("mask", path) for path in MASKED_PATHS]
+        ops += [op("readonly", path, 1) for path in READONLY_PATHS]
     return ops

@@ -86,10 +86,9 @@ class _Decoder:
         )
 
     def wrong_type(self, path: str, value: object, *expected: type) -> None:
-        """botocore/validate.py."""
-        shown = value if isinstance(value, (bool, int, float, type(None))) else None
+        """botocore's words (botocore/validate.py)."""
         try:
-            text = str(value if shown is None else shown)
+            text = str(value)
         except (ValueError, RecursionError):  # an int of thousands of digits
             text = "..."
         text = text if len(text) <= 200 else text[:197] + "..."
@@ -107,7 +106,8 @@ class _Decoder:
             return self.value(path, next(a for a in get_args(kind) if a is not type(None)), value)
         if origin is tuple:
             if not isinstance(value, list):
-                return self.wrong_type(path, value, list, tuple)
+                self.wrong_type(path, value, list, tuple)
+                return None
             items = [
                 self.value(f"{path}[{index}]", get_args(kind)[0], item)
                 for index, item in enumerate(value)
@@ -115,7 +115,8 @@ class _Decoder:
             return tuple(item for item in items if item is not None)
         if origin is dict:
             if not isinstance(value, dict):
-                return self.wrong_type(path, value, dict)
+                self.wrong_type(path, value, dict)
+                return None
             return {
                 key: item
                 for key, item in value.items()
@@ -126,44 +127,51 @@ class _Decoder:
             return self.shape(path, kind, value)
         if kind is int:
             if isinstance(value, bool) or not isinstance(value, int):
-                return self.wrong_type(path, value, int)
+                self.wrong_type(path, value, int)
+                return None
             if abs(value) >= _ENCODED_INT_LIMIT:
-                return self.report(
+                self.report(
                     path, f"Invalid value for parameter {path}: a number of 32 bits is expected",
                     value,
                 )  # fmt: skip
+                return None
             return value
         if not isinstance(value, kind):
-            return self.wrong_type(path, value, kind)
+            self.wrong_type(path, value, kind)
+            return None
         if kind is str and not _is_text(value):
-            return self.report(
+            self.report(
                 path, f"Invalid value for parameter {path}: no NUL, no half of a surrogate pair",
                 value,
             )  # fmt: skip
+            return None
         return value
 
     def size(self, member: Member, path: str, value: Any) -> int | None:
         """Task cpu and memory: strings of several spellings (contract 1)."""
         if isinstance(value, bool) or not isinstance(value, (str, int)):
-            return self.wrong_type(path, value, str)
+            self.wrong_type(path, value, str)
+            return None
         parse = parse_cpu if member.wire == "cpu" else parse_memory
         # An int is what a person writes; only boto3 minds.
         parsed = None
         if isinstance(value, str) or 0 <= value < _ENCODED_INT_LIMIT:
             parsed = parse(str(value))
         if parsed is None or parsed >= _ENCODED_INT_LIMIT:
-            return self.report(
+            self.report(
                 path,
                 f"Invalid '{member.wire}' setting for task. For more information, see the "
                 "Troubleshooting section of the Amazon ECS Developer Guide.",
                 value,
                 "like 256 or .25 vCPU" if member.wire == "cpu" else "like 512 or 0.5 GB",
             )
+            return None
         return parsed
 
     def shape(self, path: str, shape: type[msgspec.Struct], raw: Any) -> Any:
         if not isinstance(raw, dict):
-            return self.wrong_type(path, raw, dict)
+            self.wrong_type(path, raw, dict)
+            return None
         known = members(shape)
         values: dict[str, Any] = {}
         complete = True

@@ -4,7 +4,7 @@
 exactly one of
 
 * `Effect(function)`: the function that makes it true;
-* `Refused(message, on_ec2)`: Fargate refuses it, with this message (contract 2.9), and `on_ec2` says
+* `Refused(message, on_ec2)`: Fargate refuses it, with this message (contract 2.9); `on_ec2` says
   what the launch type EC2 does with it;
 * `Recorded(reason)`: kept and shown, with nothing to do on this host;
 * `NotYet()`: Fargate has it, this version does not; using it is an error that names its path.
@@ -263,6 +263,13 @@ class EfsVolume(_Shape, frozen=True, kw_only=True):
     authorization_config: Annotated[EfsAuthorization | None, _EFS] = None
 
 
+_NO_EBS = (
+    "A volume that is configured at launch is an Amazon EBS volume, which this host has not; leave "
+    "configuredAtLaunch out."
+)
+_EBS = Refused(_NO_EBS, Refused(_NO_EBS))
+
+
 class HostVolume(_Shape, frozen=True, kw_only=True):
     """HostVolumeProperties."""
 
@@ -277,17 +284,7 @@ class Volume(_Shape, frozen=True, kw_only=True):
     name: Annotated[str | None, _VOLUME] = None
     host: Annotated[HostVolume | None, _VOLUME] = None
     efs: Annotated[EfsVolume | None, _EFS] = field(default=None, name="efsVolumeConfiguration")
-    configured_at_launch: Annotated[
-        bool,
-        Refused(
-            "A volume that is configured at launch is an Amazon EBS volume, which this host has not; "
-            "use a volume of the task's own: leave configuredAtLaunch out.",
-            Refused(
-                "A volume that is configured at launch is an Amazon EBS volume, which this host has "
-                "not; use host.sourcePath."
-            ),
-        ),
-    ] = False
+    configured_at_launch: Annotated[bool, _EBS] = False
     docker_volume_configuration: Annotated[DockerVolume | None, DOCKER_VOLUME] = None
     fsx_windows_file_server_volume_configuration: Annotated[FsxVolume | None, FSX] = None
     s3files_volume_configuration: Annotated[S3FilesVolume | None, S3_FILES] = None
@@ -450,9 +447,7 @@ class TaskDefinition(_Shape, frozen=True, kw_only=True):
     ] = field(default=(), name="containerDefinitions")
     cpu_units: Annotated[int, _TASK_LIMITS] = field(default=0, name="cpu")
     memory_mib: Annotated[int, _TASK_LIMITS] = field(default=0, name="memory")
-    network_mode: Annotated[
-        str | None, _AWSVPC, OneOf(("bridge", "host", "awsvpc", "none"))
-    ] = None
+    network_mode: Annotated[str | None, _AWSVPC, OneOf(("bridge", "host", "awsvpc", "none"))] = None
     requires_compatibilities: Annotated[
         tuple[str, ...],
         Effect("taskdef.rules.check_compatibilities", "2.1"),

@@ -40,8 +40,8 @@ FSX = unsupported(
     Refused("fsxWindowsFileServerVolumeConfiguration is for Windows containers."),
 )
 _NO_S3_FILES = (
-    "s3filesVolumeConfiguration needs Amazon S3 Files, which this host has not; use a volume of the "
-    "task's own."
+    "s3filesVolumeConfiguration needs Amazon S3 Files, which this host has not; use a volume "
+    "of the task's own."
 )
 S3_FILES = Refused(_NO_S3_FILES, Refused(_NO_S3_FILES))
 CONSTRAINTS = unsupported("constraints", Recorded("a single host: there is nothing to place"))
@@ -49,9 +49,8 @@ RESOURCES = Refused(
     "Tasks using the Fargate launch type do not support GPU resource requirements.",
     Refused("No Container Instances were found in your cluster: RESOURCE:GPU."),
 )
-ACCELERATORS = Refused(
-    "Unsupported field 'inferenceAccelerators'", Refused("Unsupported field 'inferenceAccelerators'")
-)
+_NO_ACCELERATORS = "Unsupported field 'inferenceAccelerators'"
+ACCELERATORS = Refused(_NO_ACCELERATORS, Refused(_NO_ACCELERATORS))
 TRUSTED = unsupported(
     "trustedExecutionConfiguration",
     Refused("trustedExecutionConfiguration is for ECS Managed Instances."),

@@ -42,8 +42,9 @@ class OneOf(msgspec.Struct, frozen=True):
     values: tuple[str, ...]
 
 
-def unsupported(
-    member: str, on_ec2: Effect | Recorded | Refused | NotYet = NotYet()
-) -> Refused:
+_NOT_YET = NotYet()
+
+
+def unsupported(member: str, on_ec2: Effect | Recorded | Refused | NotYet = _NOT_YET) -> Refused:
     """Fargate's refusal of a member of its own name (contract 2.9)."""
     return Refused(f"Fargate compatible task definitions do not support {member}", on_ec2)

@@ -114,7 +114,15 @@ def check_ports(task: TaskDefinition, policy: Policy) -> Problems:
             if port.container_port is not None:
                 protocol = "udp" if port.protocol == "udp" else "tcp"
                 key = (protocol, port.container_port)
-                if used.setdefault(key, path) != path:
+                if used.setdefault(key, path) == path:
+                    pass
+                elif task.network_mode != "awsvpc":
+                    yield problem(
+                        f"{where}.containerPort",
+                        "not supported yet: containers of a task share one network, and port "
+                        f"{port.container_port} is used twice",
+                    )
+                else:
                     yield problem(
                         f"{where}.containerPort",
                         f"{protocol.upper()} container port '{port.container_port}' is used "

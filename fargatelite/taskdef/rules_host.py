@@ -94,9 +94,7 @@ def _check_privileges(path: str, container: ContainerDefinition, policy: Policy)
     for index, option in enumerate(container.docker_security_options):
         where = f"{path}.dockerSecurityOptions[{index}]"
         if option not in SECURITY_OPTIONS:
-            yield problem(
-                where, f"not supported yet: {where}", option, ", ".join(SECURITY_OPTIONS)
-            )
+            yield problem(where, f"not supported yet: {where}", option, ", ".join(SECURITY_OPTIONS))
         elif option == "seccomp:unconfined" and not policy.allow_privileged:
             yield problem(where, f"A container without system call filter {needs}.", option)
 
