@@ -38,7 +38,7 @@ COMMANDS = {
     "check": ("check", "Show what this host offers and lacks."),
     "gc": ("gc", "Remove what crashed tasks left, records and unused images."),
     "image": ("image", "Pull, load, list and remove images."),
-    "definition": ("definition", "Validate task definitions."),
+    "definition": ("definition", "Validate, explain and register task definitions."),
 }
 
 

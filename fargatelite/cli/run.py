@@ -8,6 +8,7 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,41 @@ from fargatelite.runtime.api import Task, run_task
 from fargatelite.runtime.events import Event
 from fargatelite.runtime.logs import LogLine
 from fargatelite.settings import Settings
+from fargatelite.taskdef.launch_type import LaunchType, policy_for
+from fargatelite.taskdef.store import parse_identifier
 
 WAITING_LINES = 4096
 
 
 def read_source(text: str) -> Any:
-    """A definition argument: `-` is standard input, else a path."""
+    """A definition argument: `-` is standard input, then a path that exists; else the name of a
+    registered definition, which `find_source` looks up."""
     if text == "-":
         return sys.stdin.buffer.read()  # bytes: a str could be taken for a path
     path = Path(text)
-    if not path.exists():
+    if path.exists():
+        return path
+    if parse_identifier(text) is None:
         raise click.UsageError(f"no such file: {text}")
-    return path
+    return text
+
+
+def launch_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of whatever checks a definition."""
+    for option in (
+        click.option(
+            "--allow-privileged", is_flag=True, help="With EC2: accept privileged containers."
+        ),
+        click.option(
+            "--launch-type",
+            type=click.Choice(["FARGATE", "EC2"]),
+            default="FARGATE",
+            show_default=True,
+            help="Whose rules hold.",
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 def _parse_tags(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -125,6 +149,8 @@ def _exit_code(task: Task, interrupted: int | None) -> int:
 @click.option("--started-by", metavar="TEXT", help="RunTask's startedBy.")
 @click.option("--enable-execute-command", is_flag=True, help="Allow `fargatelite exec`.")
 @click.option("--group", metavar="NAME", help="Task group; family:<family> by default.")
+@launch_options
+@click.option("--address", metavar="IPV4", help="The task's own address, if the host grants it.")
 @click.option("--trace", is_flag=True, help="Print each step and operation with its microseconds.")
 @click.option("--dry-run", is_flag=True, help="Print the plan of each container; run nothing.")
 @click.option("--output", type=click.Choice(["table", "json"]), default="table")
@@ -139,11 +165,15 @@ def command(
     started_by: str | None,
     enable_execute_command: bool,
     group: str | None,
+    launch_type: LaunchType,
+    allow_privileged: bool,
+    address: str | None,
     trace: bool,
     dry_run: bool,
     output: str,
 ) -> int:
-    """Run a task definition (a JSON file, or - for standard input) and wait for it.
+    """Run a task definition and wait for it: a JSON file, - for standard input, or a registered
+    FAMILY, FAMILY:REVISION or ARN. A file wins over a family of the same name.
 
     Exits with the code of the essential container that stopped first.
 
@@ -156,7 +186,8 @@ def command(
     if dry_run:
         from fargatelite.runtime.dryrun import print_plans
 
-        return print_plans(settings, source, parsed_overrides, pull, sys.stdout)
+        policy = policy_for(launch_type, settings, allow_privileged=allow_privileged)
+        return print_plans(settings, source, parsed_overrides, pull, sys.stdout, policy)
 
     items: queue.SimpleQueue[Event | LogLine | None] = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
@@ -168,6 +199,9 @@ def command(
             started_by=started_by,
             enable_execute_command=enable_execute_command,
             group=group,
+            launch_type=launch_type,
+            allow_privileged=allow_privileged,
+            address=address,
             pull=pull,  # type: ignore[arg-type]
             publish=publish,
             trace=trace,

@@ -23,8 +23,10 @@ from fargatelite.runtime.supervise import get_supervisor
 from fargatelite.runtime.trace import Phase, Timeline
 from fargatelite.settings import Settings, load_settings
 from fargatelite.taskdef.fields import TaskDefinition
+from fargatelite.taskdef.launch_type import LaunchType, policy_for
 from fargatelite.taskdef.load import load_definition, to_wire
 from fargatelite.taskdef.overrides import apply_overrides
+from fargatelite.taskdef.store import find_source
 
 if TYPE_CHECKING:
     from fargatelite.billing.bill import Bill
@@ -278,6 +280,22 @@ def _copy_logs(task: Task, out: IO[str]) -> None:
         out.flush()
 
 
+def _bridge_ports(definition: TaskDefinition) -> list[PortPublication]:
+    """EC2's bridge maps host ports; here they answer on the host's loopback, as --publish."""
+    if definition.network_mode not in (None, "bridge"):
+        return []
+    return [
+        PortPublication(
+            host_port=port.host_port,
+            container_port=port.container_port,
+            protocol=Protocol.UDP if port.protocol == "udp" else Protocol.TCP,
+        )
+        for container in definition.containers
+        for port in container.port_mappings
+        if port.host_port and port.container_port
+    ]
+
+
 def run_task(
     definition: Definition,
     *,
@@ -290,13 +308,17 @@ def run_task(
     publish: tuple[PublishSpec, ...] | list[PublishSpec] = (),
     on_event: Callable[[Event], None] | None = None,
     stdout: IO[str] | None = None,
+    launch_type: LaunchType = "FARGATE",
+    allow_privileged: bool = False,
+    address: str | None = None,
     trace: bool = False,
     settings: Settings | None = None,
 ) -> Task:
     """Runs a task definition and returns at once; the task lives on the supervisor's thread.
 
     Args:
-        definition: a dict, JSON text, a path, or a `TaskDefinition`.
+        definition: a dict, JSON text, a path, a `TaskDefinition`, or the family, family:revision or
+            ARN of a registered one (a path wins when it exists).
         overrides: RunTask's `overrides` (contract 8.3).
         tags, started_by, group, enable_execute_command: as RunTask's; `group` is
             `family:<family>` by default.
@@ -305,6 +327,9 @@ def run_task(
         publish: ports of the task on the host's loopback, `8080:80` or PortPublication.
         on_event: called for each Event, in order, on a thread of its own.
         stdout: gets all containers' output as text.
+        launch_type: `FARGATE`, or `EC2` for what ECS takes on one's own machine.
+        allow_privileged: as the setting: whether EC2's privileged containers may run.
+        address: the task's own IPv4 address; needs the setting beyond_fargate.fixed_address.
         trace: record the time of each plan operation.
         settings: roots and region; by default those of `load_settings()`.
 
@@ -315,13 +340,22 @@ def run_task(
     timeline = Timeline()
     settings = settings or load_settings()
     with timeline.phase("task definition"):
+        policy = policy_for(launch_type, settings, allow_privileged=allow_privileged)
         loaded = (
-            definition if isinstance(definition, TaskDefinition) else load_definition(definition)
+            definition
+            if isinstance(definition, TaskDefinition)
+            else load_definition(find_source(settings, definition), policy)
         )
-        loaded = apply_overrides(loaded, dict(overrides) if overrides else None)
+        loaded = apply_overrides(loaded, dict(overrides) if overrides else None, policy)
         publications = tuple(
-            parse_publication(item) if isinstance(item, str) else item for item in publish
+            parse_publication(item) if isinstance(item, str) else item
+            for item in (*publish, *_bridge_ports(loaded))
         )
+        if address is not None and not settings.beyond_fargate.fixed_address:
+            raise ConfigurationInvalid(
+                "a task's address is chosen by this host: set beyond_fargate.fixed_address in the "
+                "configuration file to ask for one"
+            )
         wire = to_wire(loaded)
     from fargatelite.runtime.usage import get_sampler
 
@@ -343,10 +377,12 @@ def run_task(
             tags=dict(tags or {}),
             overrides=dict(overrides or {}),
             enable_execute_command=enable_execute_command,
+            launch_type=launch_type,
         ),
         wire=wire,
         pull_policy=pull,
         publish=publications,
+        address=address,
         trace=trace,
         sampler=get_sampler(),
         timeline=timeline,

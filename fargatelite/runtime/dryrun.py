@@ -16,8 +16,10 @@ from fargatelite.runtime.launch import make_spec, platform_of
 from fargatelite.sandbox.compile import compile_container
 from fargatelite.sandbox.plan import describe_op
 from fargatelite.settings import Settings
+from fargatelite.taskdef.launch_type import FARGATE, Policy
 from fargatelite.taskdef.load import load_definition
 from fargatelite.taskdef.overrides import apply_overrides
+from fargatelite.taskdef.store import find_source
 
 __all__ = ["print_plans"]
 
@@ -30,13 +32,15 @@ def print_plans(
     overrides: Mapping[str, Any] | None,
     pull: str,
     out: IO[str],
+    policy: Policy = FARGATE,
 ) -> int:
     """Writes each container's plan, one operation a line; values of variables are not shown.
 
     Ids, address and paths are those of a made-up task. Images are pulled into the store (the plan
     depends on their configuration); nothing is mounted, no group, interface or process is made.
     """
-    definition = apply_overrides(load_definition(source), dict(overrides) if overrides else None)
+    loaded = load_definition(find_source(settings, source), policy)
+    definition = apply_overrides(loaded, dict(overrides) if overrides else None, policy)
     store = open_store(settings)
     host = Host.probe()
     run = RunDirectory(settings.runs, TASK_ID)
@@ -58,11 +62,13 @@ def print_plans(
                 memory_usage_file="",
                 memory_peak_file=None,
             ),
+            definition=definition,
             container=container,
             number=number,
             image=image,
             image_path=Path(settings.run_root, "images", image.image_id.partition(":")[2], "fs"),
             trace=False,
+            launch_type=policy.name,
         )
         out.write(f"# {container.name}: {container.image} ({image.digest})\n")
         for item in compile_container(spec):

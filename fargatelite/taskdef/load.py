@@ -20,7 +20,7 @@ from fargatelite.taskdef.launch_type import FARGATE, Policy
 from fargatelite.taskdef.problems import Problem, with_positions
 from fargatelite.taskdef.rules import check_rules
 
-__all__ = ["Source", "load_definition", "load_recorded", "to_wire"]
+__all__ = ["Source", "load_definition", "load_recorded", "read_document", "to_wire"]
 
 Source = Mapping[str, Any] | str | bytes | os.PathLike[str]
 
@@ -108,14 +108,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def load_definition(source: Source, policy: Policy = FARGATE) -> TaskDefinition:
-    """The definition, checked against what its launch type takes.
-
-    `source`: a dict, JSON text (it begins with `{`), bytes of JSON, or a path.
-    Raises: InvalidTaskDefinition with every problem, in the order of the document, each with its
-        JSON path and, for text, its line; its `client_exception()` is what the ECS service would
-        report, one problem alone.
-    """
+def _open(source: Source) -> tuple[dict[str, Any], str, str | None]:
+    """The document, where it is within the text, and the text."""
     text: str | None = None
     if isinstance(source, Mapping):
         try:
@@ -132,8 +126,25 @@ def load_definition(source: Source, policy: Policy = FARGATE) -> TaskDefinition:
             f"a task definition is a dict, JSON text or a path, not {type(source).__name__}"
         )
     document, prefix = _unwrap(document)
-    if isinstance(document, dict) and any(member in document for member in _STORED):
+    if any(member in document for member in _STORED):
         document = {key: value for key, value in document.items() if key not in _STORED}
+    return document, prefix, text
+
+
+def read_document(source: Source) -> dict[str, Any]:
+    """The request within `source`, unchecked. Raises: InvalidTaskDefinition when it is no JSON."""
+    return _open(source)[0]
+
+
+def load_definition(source: Source, policy: Policy = FARGATE) -> TaskDefinition:
+    """The definition, checked against what its launch type takes.
+
+    `source`: a dict, JSON text (it begins with `{`), bytes of JSON, or a path.
+    Raises: InvalidTaskDefinition with every problem, in the order of the document, each with its
+        JSON path and, for text, its line; its `client_exception()` is what the ECS service would
+        report, one problem alone.
+    """
+    document, prefix, text = _open(source)
     definition, malformed, refused = decode(document, policy)
     first, later = ([], []) if definition is None else check_rules(definition, policy)
     # The service's order: by shape, as boto3 before it sends; then as check_rules says.

@@ -9,10 +9,11 @@ import click
 import pytest
 
 from fargatelite.cli.main import cli
-from fargatelite.settings import _VARIABLES, Settings
+from fargatelite.settings import _VARIABLES, BeyondFargate, Settings
 from tests.fixtures.cli import all_commands
 
 DOCS = Path(__file__).parents[3] / "docs" / "cli.md"
+CONFIGURATION = DOCS.with_name("configuration.md")
 COMMANDS = {" ".join(path): command for path, command in all_commands()}
 LEAVES = sorted(name for name, command in COMMANDS.items() if not isinstance(command, click.Group))
 
@@ -75,12 +76,19 @@ def test_choices_are_those_of_the_parser() -> None:
 
 
 def test_settings_with_variable_and_default() -> None:
-    text = sections()["Settings"]
+    def shown(value: object) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        return "" if value is None else "[]" if value == () else f'"{value}"'
+
+    text, beyond = CONFIGURATION.read_text().split("## Beyond Fargate")
     rows = dict(re.findall(r"^\| `([a-z_]+)` \| (.*)$", text, re.MULTILINE))
-    assert set(rows) == set(Settings.__struct_fields__)
+    assert set(rows) == set(Settings.__struct_fields__) - {"beyond_fargate"}
     for name, row in rows.items():
         variable, default = (cell.strip(" `") for cell in row.split("|")[:2])
         assert variable == _VARIABLES.get(name, "")
-        value = getattr(Settings(), name)
-        expected = "" if value is None else "[]" if value == () else f'"{value}"'
-        assert default == expected
+        assert default == shown(getattr(Settings(), name))
+    rows = dict(re.findall(r"^\| `([a-z0-9_]+)` \| (.*)$", beyond, re.MULTILINE))
+    assert set(rows) == set(BeyondFargate.__struct_fields__)
+    for name, row in rows.items():
+        assert row.split("|")[0].strip(" `") == shown(getattr(BeyondFargate(), name))

@@ -90,7 +90,9 @@ def test_memory_spellings(text: str, mib: int | None) -> None:
     assert parse_memory(text) == mib
 
 
-@pytest.mark.parametrize(("cpu", "memory", "word"), [("x", "512", "cpu"), ("256", "1 TB", "memory")])
+@pytest.mark.parametrize(
+    ("cpu", "memory", "word"), [("x", "512", "cpu"), ("256", "1 TB", "memory")]
+)
 def test_a_text_that_is_no_size(cpu: str, memory: str, word: str) -> None:
     with pytest.raises(InvalidTaskDefinition) as caught:
         load_definition(sized(cpu, memory))
