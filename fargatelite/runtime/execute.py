@@ -326,8 +326,9 @@ class SupervisedTask:
                 ),
                 launched.cgroup,
             )
-            with self.timeline.phase("metadata endpoint"):
-                self._open_endpoint(launched)
+            if self.definition.has_own_network:
+                with self.timeline.phase("metadata endpoint"):
+                    self._open_endpoint(launched)
         except (FargateliteError, OSError) as error:
             reason = reason_of(error, "ResourceInitializationError")
             self._post_event(machine.ProvisionFailed(at_ns=time.time_ns(), reason=reason))
@@ -358,12 +359,13 @@ class SupervisedTask:
 
     def _provisioned(self, launched: launch.Launched) -> None:
         self._launched = launched
-        self.facts = msgspec.structs.replace(
-            self.facts,
-            private_ipv4_address=launched.slot.address,
-            mac_address=launched.slot.mac,
-            private_dns_name=launch.hostname_of(launched.slot),
-        )
+        if self.definition.has_own_network:
+            self.facts = msgspec.structs.replace(
+                self.facts,
+                private_ipv4_address=launched.slot.address,
+                mac_address=launched.slot.mac,
+                private_dns_name=launch.hostname_of(launched.slot),
+            )
         self.supervisor.watch(launched.shim, self._on_shim, self)
         self._is_shim_watched = True
         self._feed(machine.ProvisionSucceeded(at_ns=time.time_ns()))

@@ -163,7 +163,7 @@ def provision(
         with timeline.phase("network"):
             if definition.network_mode == "none":
                 connect.connect_loopback(ready.network_namespace)
-            elif definition.network_mode != "host":
+            elif definition.has_own_network:
                 connect.connect(slot, ready.network_namespace, publish=publish)
         write_task_files(run, definition, slot)
     except BaseException:
@@ -211,14 +211,17 @@ def _own_group_mounts(cgroup: Cgroup) -> dict[str, str]:
 
 
 def injected_environment(
-    settings: Settings, runtime_id: str, launch_type: str = "FARGATE"
+    settings: Settings, runtime_id: str, launch_type: str, *, has_endpoint: bool
 ) -> dict[str, str]:
-    """The variables of contract 4.7 that every container gets."""
-    return {
-        "AWS_EXECUTION_ENV": f"AWS_ECS_{launch_type}",
+    """The variables of contract 4.7 that every container gets; the endpoint's only where it is."""
+    endpoint = {
         "ECS_CONTAINER_METADATA_URI": f"{METADATA}/v3/{runtime_id}",
         "ECS_CONTAINER_METADATA_URI_V4": f"{METADATA}/v4/{runtime_id}",
         "ECS_AGENT_URI": f"{METADATA}/api/{runtime_id}",
+    }
+    return {
+        "AWS_EXECUTION_ENV": f"AWS_ECS_{launch_type}",
+        **(endpoint if has_endpoint else {}),
         "AWS_REGION": settings.region,
         "AWS_DEFAULT_REGION": settings.region,
     }
@@ -324,7 +327,12 @@ def make_spec(
         passwd=image.passwd,
         group=image.group,
         image_environment=config.env,
-        injected=injected_environment(settings, names.runtime_id(task_id, number), launch_type),
+        injected=injected_environment(
+            settings,
+            names.runtime_id(task_id, number),
+            launch_type,
+            has_endpoint=definition.has_own_network and not container.disable_networking,
+        ),
         environment=tuple((item.name, item.value) for item in container.environment),
         hostname=hostname,
     )

@@ -489,6 +489,11 @@ class TaskDefinition(_Shape, frozen=True, kw_only=True):
         return self.ephemeral_storage.size_gib if self.ephemeral_storage is not None else 20
 
     @property
+    def has_own_network(self) -> bool:
+        """Whether the task has an address; with the modes host and none (EC2) it has not."""
+        return self.network_mode not in ("host", "none")
+
+    @property
     def cpu_architecture(self) -> str:
         """X86_64 or ARM64."""
         platform = self.runtime_platform
