@@ -192,7 +192,7 @@ class _Decoder:
             if decoded is None:
                 complete = complete and not member.required
             # Nothing where there need be nothing is the same as absent.
-            elif member.default is not None or decoded not in ((), "") or member.required:
+            elif member.default is not None or member.required or not _is_nothing(decoded):
                 values[member.attribute] = decoded
         for member in known.values():
             if member.required and member.attribute not in values:
@@ -243,6 +243,18 @@ class _Decoder:
                     item,
                     ", ".join(member.values),
                 )
+
+
+def _is_nothing(decoded: Any) -> bool:
+    """An empty list, text, or object (`host: {}`, as ECS shows a volume that is only a name)."""
+    if isinstance(decoded, msgspec.Struct):
+        return not any(
+            getattr(decoded, name) != members(type(decoded))[wire].default
+            for name, wire in zip(
+                decoded.__struct_fields__, decoded.__struct_encode_fields__, strict=True
+            )
+        )
+    return decoded in ((), "")
 
 
 def _is_text(value: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from fargatelite.errors import InvalidTaskDefinition, StateCorrupt
 from fargatelite.taskdef.decode import decode
@@ -152,7 +153,26 @@ def load_definition(source: Source, policy: Policy = FARGATE) -> TaskDefinition:
     if problems:
         raise _invalid(problems, text, prefix)
     assert isinstance(definition, TaskDefinition)
-    return definition
+    return _with_host_ports(definition)
+
+
+def _with_host_ports(definition: TaskDefinition) -> TaskDefinition:
+    """Under awsvpc the host's port is the container's, as a registration fills it in (contract
+    2.1)."""
+    if definition.network_mode != "awsvpc" or not any(
+        container.port_mappings for container in definition.containers
+    ):
+        return definition
+    containers = tuple(
+        replace(
+            container,
+            port_mappings=tuple(
+                replace(port, host_port=port.container_port) for port in container.port_mappings
+            ),
+        )
+        for container in definition.containers
+    )
+    return replace(definition, containers=containers)
 
 
 def load_recorded(wire: Mapping[str, Any]) -> TaskDefinition:
@@ -171,9 +191,7 @@ def _invalid(problems: list[Problem], text: str | None, prefix: str) -> InvalidT
     """`problems` in the service's order."""
     if prefix:
         problems = [
-            msgspec.structs.replace(
-                problem, path=f"{prefix}.{problem.path}" if problem.path else prefix
-            )
+            replace(problem, path=f"{prefix}.{problem.path}" if problem.path else prefix)
             for problem in problems
         ]
     reported = problems[0].message
@@ -228,9 +246,7 @@ def to_wire(definition: TaskDefinition) -> dict[str, Any]:
             del shown["stopTimeout"]
         for member in _ECHOED_LISTS:
             shown[member] = full[member]
-        shown["portMappings"] = [
-            _echo_port(port, definition.network_mode) for port in full["portMappings"]
-        ]
+        shown["portMappings"] = [_drop_defaults(port) for port in full["portMappings"]]
         if "linuxParameters" in shown:
             shown["linuxParameters"] = _drop_defaults(shown["linuxParameters"])
         wire["containerDefinitions"].append(shown)
@@ -241,11 +257,4 @@ def _echo_volume(volume: dict[str, Any]) -> dict[str, Any]:
     echoed = _drop_defaults(volume)
     if len(echoed) == 1:
         echoed["host"] = {}  # as DescribeTaskDefinition has it for a volume that is only a name
-    return echoed
-
-
-def _echo_port(port: dict[str, Any], network_mode: str | None) -> dict[str, Any]:
-    echoed = _drop_defaults(port)
-    if network_mode == "awsvpc" and "containerPort" in port:
-        echoed["hostPort"] = port["containerPort"]
     return echoed

@@ -6,7 +6,7 @@
         .lock          flock(2) held by whoever registers or deregisters
         <revision>.json  {"version": 1, "taskDefinition": {...}, "tags": [...]}
 
-A revision's file appears whole (written aside, then linked) and is never removed, so the highest
+A revision's file appears whole (written aside, then renamed) and is never removed, so the highest
 one there is the highest ever used, and no number is used twice (contract 2.1). Its text is what
 DescribeTaskDefinition would answer. Readers take no lock.
 """

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from fargatelite.errors import FargateliteError, InvalidTaskDefinition
 from fargatelite.taskdef.load import load_definition, to_wire
-from fargatelite.taskdef.overrides import apply_overrides
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -204,34 +203,35 @@ def test_no_input_gives_a_traceback(document: Any) -> None:
             load_definition(source)
 
 
-def test_overrides() -> None:
-    loaded = load_definition(with_container(environment=[{"name": "A", "value": "1"}]))
-    run = apply_overrides(
-        loaded,
-        {
-            "cpu": "512",
-            "memory": "1 GB",
-            "containerOverrides": [
-                {"name": "app", "command": ["x"], "environment": [{"name": "B", "value": "2"}]}
-            ],
-        },
-    )
-    assert (run.cpu_units, run.memory_mib) == (512, 1024)
-    assert run.containers[0].command == ("x",)
-    assert [item.name for item in run.containers[0].environment] == ["A", "B"]
-
-
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("document", "message"),
     [
-        ({"containerOverrides": [{"name": "ghost"}]},
-         "Override for container named ghost is not a container in the TaskDefinition."),
-        ({"cpu": "512"}, "No Fargate configuration exists"),
-        ({"image": "x"}, "Unknown parameter"),
-        ({"containerOverrides": [{"name": "app", "image": "x"}]}, "Unknown parameter"),
-        ({"containerOverrides": [{"name": "app", "command": ["x" * 9000]}]}, "too long"),
+        # By shape, before anything else.
+        ({**with_container(privileged=True), "networkMode": "host", "cpu": []},
+         "Invalid type for parameter cpu, value: [], type: <class 'list'>, valid types: "
+         "<class 'str'>"),
+        # Memory before the task's size (contract 1).
+        ({"family": "a", "containerDefinitions": [{"name": "a", "image": "i"}],
+          "networkMode": "awsvpc"},
+         "Invalid setting for container 'a'. At least one of 'memory' or 'memoryReservation' must "
+         "be specified."),
+        ({"family": "a", "networkMode": "awsvpc",
+          "containerDefinitions": [{"name": "a", "image": "i", "memory": 64}]},
+         "Fargate requires that 'cpu' be defined at the task level."),
+        # The network mode before what it excludes, and that before sizes and the rest.
+        ({**with_container(links=["a"]), "networkMode": "bridge", "cpu": "1"},
+         "Fargate only supports network mode ‘awsvpc’."),
+        ({**with_container(links=["a"], stopTimeout=500), "cpu": "1"},
+         "Links are not supported when networkMode=awsvpc."),
+        ({**with_container(stopTimeout=500), "cpu": "1"},
+         "No Fargate configuration exists for given values: 1 CPU, 512 memory. See the Amazon ECS "
+         "documentation for the valid values."),
     ],
 )  # fmt: skip
-def test_bad_overrides(overrides: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidTaskDefinition, match=message):
-        apply_overrides(load_definition(MINIMAL), overrides)
+def test_what_the_service_reports_first(document: dict[str, Any], message: str) -> None:
+    for source in (document, json.dumps(document), json.dumps({"taskDefinition": document})):
+        with pytest.raises(InvalidTaskDefinition) as caught:
+            load_definition(source)
+        assert caught.value.client_exception() == {
+            "Error": {"Code": "ClientException", "Message": message}
+        }
