@@ -57,6 +57,10 @@ golden: build ## Rewrite golden plans and generated headers; read the diff.
 	$(PY) -m fargatelite.sandbox.plan
 	FARGATELITE_REWRITE_GOLDEN=1 $(PY) -m pytest -q tests/unit/sandbox
 
+.PHONY: docs
+docs: build ## Rewrite docs/fargate-compatibility.md from fields and marked tests.
+	$(PY) -m fargatelite.taskdef.compatibility
+
 .PHONY: bench
 bench: build ## Launch, pull and meter beside crun, podman and a bare C loop, in one run.
 	@$(call apt,$(APT_DEMO) $(APT_TEST) $(APT_BENCH))

@@ -468,3 +468,39 @@ def test_an_early_interrupt_is_not_lost(
     process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 130
     assert fargatelite("ps", "--quiet").stdout == ""
+
+
+# ---- registered definitions ----
+
+
+def test_a_registered_definition_runs_by_its_name(fargatelite: CommandLine, busybox: str) -> None:
+    for code in (3, 4):
+        document = definition(busybox, shell("app", f"exit {code}"))
+        assert fargatelite("definition", "register", "-", input=document).returncode == 0
+    arn = "arn:aws:ecs:us-east-1:000000000000:task-definition/test"
+    for name, revision, code in (("test", 2, 4), ("test:1", 1, 3), (f"{arn}:1", 1, 3)):
+        shown = fargatelite("run", name, "--output", "json")
+        assert shown.returncode == code, shown.stderr
+        task = json.loads(shown.stdout)["task"]
+        assert task["taskDefinitionArn"] == f"{arn}:{revision}"
+        assert task["group"] == "family:test"
+    fargatelite("definition", "deregister", "test:2")
+    assert fargatelite("run", "test").returncode == 3
+
+
+def test_launch_type_ec2(fargatelite: CommandLine, busybox: str) -> None:
+    document = json.dumps(
+        {
+            "family": "own",
+            "containerDefinitions": [{"image": busybox, **shell("app", "exit 6"), "memory": 32}],
+        }
+    )
+    shown = fargatelite("run", "-", "--launch-type", "EC2", "--output", "json", input=document)
+    assert shown.returncode == 6, shown.stderr
+    assert json.loads(shown.stdout)["task"]["launchType"] == "EC2"
+    assert fargatelite("run", "-", input=document).returncode == 125
+    listed = fargatelite("run", "-", "--launch-type", "EC2", "--dry-run", input=document)
+    assert listed.returncode == 0
+    assert "AWS_EXECUTION_ENV" in listed.stdout
+    refused = fargatelite("run", "-", "--address", "10.213.0.9", input=definition(busybox))
+    assert refused.returncode == 125

@@ -58,6 +58,11 @@ def check(task: Task) -> None:
     assert all(code == 0 for code, _ in codes.values()), (codes, logs)
 
 
+@pytest.mark.field(
+    "containerDefinitions[].linuxParameters.tmpfs[].containerPath",
+    "containerDefinitions[].linuxParameters.tmpfs[].size",
+    "containerDefinitions[].linuxParameters.tmpfs[].mountOptions",
+)
 @pytest.mark.field("linuxParameters.tmpfs")
 def test_tmpfs(settings: Settings, busybox: str) -> None:
     tmpfs = [
@@ -117,6 +122,10 @@ def test_init_ends_as_its_main_process_does(settings: Settings, busybox: str) ->
     assert task.containers["c"].exit_code == 139
 
 
+@pytest.mark.field(
+    "containerDefinitions[].systemControls[].namespace",
+    "containerDefinitions[].systemControls[].value",
+)
 @pytest.mark.field("systemControls")
 def test_sysctls_of_the_tasks_namespaces(settings: Settings, busybox: str) -> None:
     controls = [
@@ -161,6 +170,13 @@ def test_shared_pid_namespace(settings: Settings, busybox: str) -> None:
     assert lines[-1] == "init"
 
 
+@pytest.mark.field(
+    "containerDefinitions[].mountPoints[].sourceVolume",
+    "containerDefinitions[].mountPoints[].containerPath",
+    "containerDefinitions[].mountPoints[].readOnly",
+    "volumes[].name",
+    "volumes[].host",
+)
 @pytest.mark.field("mountPoints")
 @pytest.mark.field("volumes")
 def test_containers_share_a_volume(settings: Settings, busybox: str) -> None:
@@ -225,6 +241,10 @@ def test_a_volume_begins_with_what_the_image_has(settings: Settings, with_volume
     assert lines_of(task, "c") == ["1750 1000 1000", "700 65534 65534", "from the image"]
 
 
+@pytest.mark.field(
+    "containerDefinitions[].volumesFrom[].sourceContainer",
+    "containerDefinitions[].volumesFrom[].readOnly",
+)
 @pytest.mark.field("volumesFrom")
 def test_volumes_from(settings: Settings, with_volume: str) -> None:
     source = shell(
@@ -309,6 +329,10 @@ def test_open_stdin_waits_and_a_closed_one_ends(settings: Settings, busybox: str
         assert lines_of(task, "c")[-1] == code
 
 
+@pytest.mark.field(
+    "containerDefinitions[].restartPolicy.enabled",
+    "containerDefinitions[].restartPolicy.ignoredExitCodes",
+)
 @pytest.mark.field("restartPolicy")
 def test_a_restart_keeps_the_writable_layer(settings: Settings, busybox: str) -> None:
     script = "echo run >> /runs; sleep 1.2; cat /runs | wc -l; [ $(wc -l < /runs) = 3 ] && exit 9"

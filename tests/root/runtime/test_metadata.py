@@ -97,6 +97,7 @@ def test_another_tasks_id_is_unknown(settings: Settings, busybox: str) -> None:
 
 
 @pytest.mark.field("enableFaultInjection")
+@pytest.mark.field("enableFaultInjection")
 def test_a_port_becomes_a_black_hole(settings: Settings, busybox: str) -> None:
     """Between two containers of the task, since it has no other peer."""
     body = '{\\"Port\\":9000,\\"Protocol\\":\\"tcp\\",\\"TrafficType\\":\\"ingress\\"}'

@@ -58,6 +58,7 @@ def run(settings: Settings, image: str, *containers: dict[str, Any], **more: Any
     return task
 
 
+@pytest.mark.field("containerDefinitions")
 def test_exit_code_and_output_come_back(settings: Settings, busybox: str) -> None:
     task = run(settings, busybox, shell("app", "echo out; echo err >&2; exit 7"))
     assert task.exit_code == task.containers["app"].exit_code == 7
@@ -66,11 +67,20 @@ def test_exit_code_and_output_come_back(settings: Settings, busybox: str) -> Non
     assert task.stopped_reason == "Essential container in task exited"
 
 
+@pytest.mark.field("containerDefinitions[].name", "containerDefinitions[].image")
 def test_the_image_says_what_runs(settings: Settings, busybox: str) -> None:
     task = run(settings, busybox, {"name": "app"})
     assert text_of(task, "app") == "from the image\n"
 
 
+@pytest.mark.field(
+    "containerDefinitions[].environment[].name",
+    "containerDefinitions[].environment[].value",
+    "containerDefinitions[].user",
+    "containerDefinitions[].workingDirectory",
+    "containerDefinitions[].entryPoint",
+    "containerDefinitions[].command",
+)
 def test_environment_user_and_directory(settings: Settings, busybox: str) -> None:
     task = run(
         settings,
@@ -94,6 +104,12 @@ def test_environment_user_and_directory(settings: Settings, busybox: str) -> Non
     assert f"ip-{task.address.replace('.', '-')}.ec2.internal" in text
 
 
+@pytest.mark.field(
+    "networkMode",
+    "containerDefinitions[].dependsOn[].containerName",
+    "containerDefinitions[].dependsOn[].condition",
+    "containerDefinitions[].essential",
+)
 def test_containers_share_one_network_and_nothing_else(settings: Settings, busybox: str) -> None:
     task = run(
         settings,
@@ -139,6 +155,9 @@ def test_the_host_reaches_a_task_and_a_published_port(settings: Settings, busybo
         task.stop()
 
 
+@pytest.mark.field(
+    "containerDefinitions[].healthCheck.command", "containerDefinitions[].dependsOn[].condition"
+)
 def test_health_check_orders_the_start(settings: Settings, busybox: str) -> None:
     task = run(
         settings,
@@ -161,6 +180,7 @@ def test_health_check_orders_the_start(settings: Settings, busybox: str) -> None
     assert task.exit_code == 0
 
 
+@pytest.mark.field("containerDefinitions[].stopTimeout")
 def test_stop_asks_first_and_kills_then(settings: Settings, busybox: str) -> None:
     polite = shell(
         "polite", "trap 'echo bye; exit 4' TERM; echo ready; while :; do sleep 0.1; done"
@@ -180,6 +200,7 @@ def test_stop_asks_first_and_kills_then(settings: Settings, busybox: str) -> Non
     assert text_of(task, "polite") == "ready\nbye\n"
 
 
+@pytest.mark.field("containerDefinitions[].memory")
 def test_out_of_memory_is_reported(settings: Settings, busybox: str) -> None:
     hog = shell("hog", "exec dd if=/dev/zero of=/dev/null bs=200M", memory=32)
     task = run(settings, busybox, hog)
@@ -218,6 +239,7 @@ def test_an_unknown_image_says_why(settings: Settings, registry: Any) -> None:
     assert task.bill().billed_seconds == 60, "the clock starts with the pull (contract 7.1)"
 
 
+@pytest.mark.field("containerDefinitions[].readonlyRootFilesystem")
 def test_read_only_root(settings: Settings, busybox: str) -> None:
     task = run(
         settings, busybox,
@@ -229,6 +251,12 @@ def test_read_only_root(settings: Settings, busybox: str) -> None:
     assert "shm" in text
 
 
+@pytest.mark.field(
+    "containerDefinitions[].memory",
+    "containerDefinitions[].ulimits[].name",
+    "containerDefinitions[].ulimits[].softLimit",
+    "containerDefinitions[].ulimits[].hardLimit",
+)
 def test_limits_are_in_the_groups(settings: Settings, busybox: str) -> None:
     script = (
         "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; "
@@ -244,6 +272,7 @@ def test_limits_are_in_the_groups(settings: Settings, busybox: str) -> None:
     assert "512" in text.split("open files")[1]
 
 
+@pytest.mark.field("cpu")
 def test_cpu_is_capped_and_metered(settings: Settings, busybox: str) -> None:
     """Half a vCPU for two seconds of wall time is one CPU second, however many processes ask."""
     script = "i=0; (while :; do :; done) & (while :; do :; done) & sleep 2; kill $!; exit 0"
@@ -255,6 +284,7 @@ def test_cpu_is_capped_and_metered(settings: Settings, busybox: str) -> None:
     assert bill.billed_seconds == 60
 
 
+@pytest.mark.field("family")
 def test_describe_is_what_the_service_prints(settings: Settings, busybox: str) -> None:
     task = run_task(
         definition(busybox, shell("app", "exit 0")),

@@ -77,6 +77,7 @@ def test_a_running_task_is_billed_up_to_now() -> None:
     assert (bill.billed_seconds, bill.is_final) == (90, False)
 
 
+@pytest.mark.field("ephemeralStorage.sizeInGiB")
 def test_ephemeral_storage_beyond_the_included() -> None:
     bill = compute_bill(life(3600, ephemeral_storage_gib=30), None, PRICES)
     assert bill.lines[2].cost == Decimal("0.00111")

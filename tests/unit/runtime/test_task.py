@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,6 +97,7 @@ def test_a_task_of_one_container() -> None:
     assert isinstance(life.actions[-1], m.Finished)
 
 
+@pytest.mark.field("containerDefinitions[].essential")
 def test_essential_exit_stops_the_others_and_the_task_waits_for_them() -> None:
     life = Life(container("app"), container("side", essential=False))
     life.pulled()
@@ -112,6 +114,7 @@ def test_essential_exit_stops_the_others_and_the_task_waits_for_them() -> None:
     assert m.Deprovision() in life.exit("side", 137)
 
 
+@pytest.mark.field("containerDefinitions[].essential")
 def test_non_essential_exit_changes_nothing() -> None:
     life = Life(container("app"), container("side", essential=False))
     life.pulled()
@@ -139,6 +142,7 @@ def test_start_dependency() -> None:
     assert names(life.start("db"), m.StartContainer) == ["app"]
 
 
+@pytest.mark.field("containerDefinitions[].dependsOn[].condition")
 def test_success_dependency_waits_for_exit_zero() -> None:
     life = Life(container("app", ("init", "SUCCESS")), container("init", essential=False))
     life.pulled()
@@ -159,6 +163,7 @@ def test_success_that_fails_ends_the_task() -> None:
     assert life.state.stop_code == "TaskFailedToStart"
 
 
+@pytest.mark.field("containerDefinitions[].dependsOn[].condition")
 def test_complete_dependency_takes_any_exit_code() -> None:
     life = Life(container("app", ("init", "COMPLETE")), container("init", essential=False))
     life.pulled()
@@ -166,6 +171,9 @@ def test_complete_dependency_takes_any_exit_code() -> None:
     assert names(life.exit("init", 2), m.StartContainer) == ["app"]
 
 
+@pytest.mark.field(
+    "containerDefinitions[].healthCheck.interval", "containerDefinitions[].healthCheck.retries"
+)
 def test_healthy_dependency_and_health_timers() -> None:
     life = Life(container("app", ("db", "HEALTHY")), container("db", health_policy=HEALTH))
     life.pulled()
@@ -183,6 +191,7 @@ def test_healthy_dependency_and_health_timers() -> None:
     assert life.state.health_status == "HEALTHY"
 
 
+@pytest.mark.field("containerDefinitions[].healthCheck.startPeriod")
 def test_failures_in_the_start_period_do_not_count() -> None:
     policy = m.HealthPolicy(interval_s=5, retries=1, start_period_s=60)
     life = Life(container("app", health_policy=policy))
@@ -216,6 +225,7 @@ def test_a_standalone_task_is_not_stopped_for_being_unhealthy() -> None:
     assert life.state.desired_status == "RUNNING"
 
 
+@pytest.mark.field("containerDefinitions[].startTimeout")
 def test_start_timeout_ends_the_task() -> None:
     life = Life(
         container("app", ("init", "SUCCESS")),
@@ -235,6 +245,7 @@ def test_start_timeout_does_not_concern_a_start_dependency() -> None:
     assert not [a for a in life.start("db") if isinstance(a, m.SetTimer)]
 
 
+@pytest.mark.field("containerDefinitions[].dependsOn[].containerName")
 def test_stop_goes_in_reverse_order_of_dependencies() -> None:
     life = Life(
         container("db"), container("app", ("db", "START")), container("lb", ("app", "START"))
@@ -337,6 +348,7 @@ def test_state_survives_json() -> None:
 RESTART = m.RestartRule(ignored_exit_codes=(3,), attempt_period_s=60)
 
 
+@pytest.mark.field("containerDefinitions[].restartPolicy.restartAttemptPeriod")
 def test_a_restart_needs_the_period_since_the_last_start() -> None:
     life = Life(container("app", restart_rule=RESTART, health_policy=HEALTH))
     life.pulled()
@@ -357,6 +369,7 @@ def test_a_restart_needs_the_period_since_the_last_start() -> None:
     assert life.state.stop_code == "EssentialContainerExited"
 
 
+@pytest.mark.field("containerDefinitions[].restartPolicy.ignoredExitCodes")
 def test_ignored_exit_codes_and_early_exits_are_not_restarted() -> None:
     for seconds, code in ((59.9, 1), (600, 3)):
         life = Life(container("app", restart_rule=RESTART))

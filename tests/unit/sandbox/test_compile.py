@@ -100,6 +100,10 @@ def test_only_root_has_permitted_capabilities(user: User) -> None:
     assert (inheritable, ambient) == (0, 0)
 
 
+@pytest.mark.field(
+    "containerDefinitions[].linuxParameters.capabilities.add",
+    "containerDefinitions[].linuxParameters.capabilities.drop",
+)
 def test_fargates_capabilities() -> None:
     assert container_mask((), ()) == 0xA80425FB  # contract 4.2
     assert len(FARGATE_DEFAULT) == 14
@@ -118,6 +122,7 @@ def _resolve(**changes: object) -> Process:
     return resolve_process(**{**defaults, **changes})  # type: ignore[arg-type]
 
 
+@pytest.mark.field("containerDefinitions[].entryPoint", "containerDefinitions[].command")
 @pytest.mark.parametrize(
     ("entry_point", "command", "expected"),
     [
@@ -146,6 +151,9 @@ def test_relative_working_directory_is_refused() -> None:
         _resolve(working_directory="tmp")
 
 
+@pytest.mark.field(
+    "containerDefinitions[].environment[].name", "containerDefinitions[].environment[].value"
+)
 def test_environment_precedence() -> None:
     """Image < injected < definition (contract 4.7)."""
     variables = compose_environment(

@@ -18,6 +18,7 @@ nohome:x:7:7:::
 GROUP = b"root:x:0:\nwww-data:x:33:\nstaff:x:50:app,other\naudio:x:29:app\napp:x:1001:\n"
 
 
+@pytest.mark.field("containerDefinitions[].user")
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [

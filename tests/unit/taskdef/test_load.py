@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fargatelite.errors import FargateliteError, InvalidTaskDefinition
+from fargatelite.taskdef.launch_type import EC2
 from fargatelite.taskdef.load import load_definition, to_wire
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -235,3 +236,25 @@ def test_what_the_service_reports_first(document: dict[str, Any], message: str) 
         assert caught.value.client_exception() == {
             "Error": {"Code": "ClientException", "Message": message}
         }
+
+
+@pytest.mark.field("requiresCompatibilities")
+def test_a_definition_that_is_not_for_the_launch_type() -> None:
+    ec2 = changed(requiresCompatibilities=["EC2"])
+    assert ("requiresCompatibilities", "Task definition does not support launch_type FARGATE.") in (
+        problems_of(ec2)
+    )
+    assert load_definition(ec2, EC2).requires_compatibilities == ("EC2",)
+    with pytest.raises(InvalidTaskDefinition, match="does not support launch_type EC2"):
+        load_definition(changed(requiresCompatibilities=["FARGATE"]), EC2)
+
+
+@pytest.mark.field("runtimePlatform.operatingSystemFamily")
+def test_windows_is_refused() -> None:
+    document = changed(runtimePlatform={"operatingSystemFamily": "WINDOWS_SERVER_2022_CORE"})
+    assert problems_of(document) == [
+        (
+            "runtimePlatform.operatingSystemFamily",
+            "operatingSystemFamily is not supported on this host.",
+        )
+    ]

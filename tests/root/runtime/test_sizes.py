@@ -1,0 +1,77 @@
+"""What containers ask of their task, in the kernel's own files; images for another machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fargatelite import Settings, run_task
+
+pytestmark = [pytest.mark.root, pytest.mark.registry]
+
+TIMEOUT_S = 60.0
+
+
+def document(image: str, script: str, *, task: Any = None, **more: Any) -> dict[str, Any]:
+    return {
+        "family": "sizes", "networkMode": "awsvpc", "cpu": "512", "memory": "1024",
+        "containerDefinitions": [
+            {
+                "name": "c", "image": image, "entryPoint": ["/bin/sh", "-c"], "command": [script],
+                "stopTimeout": 2, **more,
+            }
+        ],
+        **(task or {}),
+    }  # fmt: skip
+
+
+def value_of(task_id: str, v1: str, v2: str) -> int:
+    """A file of the container's group, of whichever hierarchy this host has."""
+    controller, _, name = v1.partition("/")
+    old = Path("/sys/fs/cgroup", controller, "fargatelite", task_id, "c", name)
+    new = Path("/sys/fs/cgroup/fargatelite", task_id, "c", v2)
+    return int((old if old.exists() else new).read_text().split()[0])
+
+
+@pytest.mark.field("containerDefinitions[].cpu", "containerDefinitions[].memoryReservation")
+def test_shares_and_reservation(settings: Settings, busybox: str) -> None:
+    with run_task(
+        document(busybox, "sleep 300", cpu=256, memoryReservation=100), settings=settings
+    ) as task:
+        task.until("RUNNING", TIMEOUT_S)
+        assert value_of(task.id, "cpu/cpu.shares", "cpu.weight") in (256, 10)
+        assert value_of(
+            task.id, "memory/memory.soft_limit_in_bytes", "memory.low"
+        ) == 100 * 2**20  # fmt: skip
+
+
+@pytest.mark.field("containerDefinitions[].healthCheck.timeout")
+def test_a_check_that_takes_too_long_has_failed(settings: Settings, busybox: str) -> None:
+    check = {"command": ["CMD-SHELL", "sleep 100"], "interval": 5, "timeout": 2, "retries": 1}
+    seen: list[Any] = []
+    with run_task(
+        document(busybox, "sleep 300", healthCheck=check), settings=settings, on_event=seen.append
+    ) as task:
+        changed = task._supervised.changed
+        with changed:
+            assert changed.wait_for(
+                lambda: task.containers["c"].health_status == "UNHEALTHY", TIMEOUT_S
+            )
+        state = task.state.container("c")
+        assert state.started_at_ns is not None
+        assert state.health_since_ns is not None
+        # One interval, then the time-out, and not the hundred seconds.
+        assert 6.5 < (state.health_since_ns - state.started_at_ns) / 1e9 < 20
+
+
+@pytest.mark.field("runtimePlatform.cpuArchitecture")
+def test_an_image_for_another_machine(settings: Settings, busybox: str) -> None:
+    task = run_task(
+        document(busybox, "exit 0", task={"runtimePlatform": {"cpuArchitecture": "ARM64"}}),
+        settings=settings,
+    )
+    task.wait(TIMEOUT_S)
+    assert task.stop_code == "TaskFailedToStart"
+    assert "matching platform 'linux/arm64'" in (task.stopped_reason or "")
