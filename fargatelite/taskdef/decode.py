@@ -16,7 +16,7 @@ import msgspec
 
 from fargatelite.taskdef.fields import TaskDefinition
 from fargatelite.taskdef.launch_type import FARGATE, Policy
-from fargatelite.taskdef.markers import Marker, NotYet, OneOf, Refused
+from fargatelite.taskdef.markers import Marker, NotYet, OneOf, Refused, Required
 from fargatelite.taskdef.problems import Problem
 from fargatelite.taskdef.sizes import parse_cpu, parse_memory
 
@@ -35,6 +35,7 @@ class Member(typing.NamedTuple):
     values: tuple[str, ...]
     default: Any
     required: bool
+    has_default: bool
 
 
 class Decoded(typing.NamedTuple):
@@ -60,7 +61,14 @@ def members(shape: type[msgspec.Struct]) -> dict[str, Member]:
             default = info.default_factory()
         values = next((item.values for item in more if isinstance(item, OneOf)), ())
         found[info.encode_name] = Member(
-            info.encode_name, info.name, base, marker, values, default, info.required
+            info.encode_name,
+            info.name,
+            base,
+            marker,
+            values,
+            default,
+            info.required or Required() in more,
+            not info.required,
         )
     return found
 
@@ -190,13 +198,13 @@ class _Decoder:
                 continue  # as absent
             decoded = self.member(shape, member, where, value)
             if decoded is None:
-                complete = complete and not member.required
+                complete = complete and member.has_default
             # Nothing where there need be nothing is the same as absent.
             elif member.default is not None or member.required or not _is_nothing(decoded):
                 values[member.attribute] = decoded
         for member in known.values():
             if member.required and member.attribute not in values:
-                complete = False
+                complete = complete and member.has_default
                 if raw.get(member.wire) is None:
                     self.malformed.append(
                         Problem(

@@ -41,7 +41,15 @@ from fargatelite.taskdef.fields_refused import (
     S3FilesVolume,
     TrustedExecution,
 )
-from fargatelite.taskdef.markers import Effect, NotYet, OneOf, Recorded, Refused, unsupported
+from fargatelite.taskdef.markers import (
+    Effect,
+    NotYet,
+    OneOf,
+    Recorded,
+    Refused,
+    Required,
+    unsupported,
+)
 
 __all__ = [
     "Capabilities",
@@ -441,9 +449,9 @@ _ROLE = Recorded("no AWS call is made on the task's behalf yet")
 class TaskDefinition(_Shape, frozen=True, kw_only=True):
     """RegisterTaskDefinition's request, checked; `revision` is 1 when it was never registered."""
 
-    family: Annotated[str, Effect("names.task_definition_arn", "8.2")] = ""
+    family: Annotated[str, Effect("names.task_definition_arn", "8.2"), Required()] = ""
     containers: Annotated[
-        tuple[ContainerDefinition, ...], Effect("runtime.task.new_state", "2.1")
+        tuple[ContainerDefinition, ...], Effect("runtime.task.new_state", "2.1"), Required()
     ] = field(default=(), name="containerDefinitions")
     cpu_units: Annotated[int, _TASK_LIMITS] = field(default=0, name="cpu")
     memory_mib: Annotated[int, _TASK_LIMITS] = field(default=0, name="memory")

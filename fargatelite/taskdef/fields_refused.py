@@ -19,6 +19,7 @@ __all__ = [
     "FsxVolume",
     "HostEntry",
     "InferenceAccelerator",
+    "InferenceAcceleratorOverride",
     "NvidiaMps",
     "PlacementConstraint",
     "ProxyConfiguration",
@@ -144,6 +145,13 @@ class InferenceAccelerator(_Shape, frozen=True, kw_only=True):
 
     device_name: Annotated[str, ACCELERATORS]
     device_type: Annotated[str, ACCELERATORS]
+
+
+class InferenceAcceleratorOverride(_Shape, frozen=True, kw_only=True):
+    """InferenceAcceleratorOverride."""
+
+    device_name: Annotated[str | None, ACCELERATORS] = None
+    device_type: Annotated[str | None, ACCELERATORS] = None
 
 
 class TrustedExecution(_Shape, frozen=True, kw_only=True):

@@ -148,8 +148,12 @@ def load_definition(source: Source, policy: Policy = FARGATE) -> TaskDefinition:
     document, prefix, text = _open(source)
     definition, malformed, refused = decode(document, policy)
     first, later = ([], []) if definition is None else check_rules(definition, policy)
-    # The service's order: by shape, as boto3 before it sends; then as check_rules says.
-    problems = [*malformed, *first, *refused, *later]
+    # The service's order: by shape, as boto3 before it sends; then as check_rules says. What has
+    # not its shape is not looked at again.
+    known = {problem.path for problem in malformed}
+    problems = malformed + [
+        problem for problem in (*first, *refused, *later) if problem.path not in known
+    ]
     if problems:
         raise _invalid(problems, text, prefix)
     assert isinstance(definition, TaskDefinition)

@@ -5,7 +5,16 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["Effect", "Marker", "NotYet", "OneOf", "Recorded", "Refused", "unsupported"]
+__all__ = [
+    "Effect",
+    "Marker",
+    "NotYet",
+    "OneOf",
+    "Recorded",
+    "Refused",
+    "Required",
+    "unsupported",
+]
 
 
 class Effect(msgspec.Struct, frozen=True):
@@ -40,6 +49,10 @@ class OneOf(msgspec.Struct, frozen=True):
     """The values of an enumeration of the service's model; others are refused by shape."""
 
     values: tuple[str, ...]
+
+
+class Required(msgspec.Struct, frozen=True):
+    """Must be there; its default only lets the other rules look on when it is not."""
 
 
 _NOT_YET = NotYet()

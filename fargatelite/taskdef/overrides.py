@@ -19,7 +19,7 @@ from fargatelite.taskdef.fields import (
 from fargatelite.taskdef.fields_refused import (
     ACCELERATORS,
     RESOURCES,
-    InferenceAccelerator,
+    InferenceAcceleratorOverride,
     ResourceRequirement,
 )
 from fargatelite.taskdef.launch_type import FARGATE, Policy
@@ -56,7 +56,9 @@ class TaskOverride(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     ephemeral_storage: Annotated[EphemeralStorage | None, _MERGED] = None
     execution_role_arn: Annotated[str | None, _MERGED] = None
     task_role_arn: Annotated[str | None, _MERGED] = None
-    inference_accelerator_overrides: Annotated[tuple[InferenceAccelerator, ...], ACCELERATORS] = ()
+    inference_accelerator_overrides: Annotated[
+        tuple[InferenceAcceleratorOverride, ...], ACCELERATORS
+    ] = ()
 
 
 def _refuse(problems: list[Problem]) -> None:

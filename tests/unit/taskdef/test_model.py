@@ -136,6 +136,12 @@ def mutated(random_: random.Random) -> dict[str, Any]:
     return document
 
 
+def test_required_members_are_the_models() -> None:
+    for path, theirs, ours in ALL:
+        required = {name for name, member in members(ours).items() if member.required}
+        assert required == set(theirs.required_members), path
+
+
 def test_what_the_model_refuses_is_refused_in_botocores_words() -> None:
     shape = MODEL.shape_for("RegisterTaskDefinitionRequest")
     random_ = random.Random(1)
