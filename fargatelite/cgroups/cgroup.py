@@ -10,6 +10,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from fargatelite.cgroups.devices import DeviceRule
+
 __all__ = ["Cgroup", "CgroupLimits", "Driver"]
 
 
@@ -31,6 +33,8 @@ class CgroupLimits(Struct, frozen=True, kw_only=True):
     pids_max: int | None = None
     devices: bool = True
     """Whether the group gets Docker's default device list; False inherits from its parent."""
+    more_devices: tuple[DeviceRule, ...] = ()
+    """Beside that list: devices of the host that a definition names."""
 
 
 class Cgroup(Struct, frozen=True, kw_only=True):

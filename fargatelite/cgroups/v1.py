@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fargatelite.cgroups import tree
 from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits
-from fargatelite.cgroups.devices import ALLOWED
+from fargatelite.cgroups.devices import ALLOWED, DeviceRule
 from fargatelite.errors import CgroupFailed
 from fargatelite.names import CGROUP_ROOT
 
@@ -58,7 +58,7 @@ class V1Driver:
         if limits.pids_max is not None:
             tree.write_verified(f"{self._directory('pids', path)}/pids.max", str(limits.pids_max))
         if limits.devices:
-            self._limit_devices(self._directory("devices", path))
+            self._limit_devices(self._directory("devices", path), limits.more_devices)
         return self._describe(path)
 
     def kill(self, path: str) -> None:
@@ -184,8 +184,8 @@ class V1Driver:
         for file in files:
             _write_bytes(file, limits.memory_bytes)
 
-    def _limit_devices(self, group: str) -> None:
-        wanted = {rule.v1_text() for rule in ALLOWED}
+    def _limit_devices(self, group: str, more: tuple[DeviceRule, ...]) -> None:
+        wanted = {rule.v1_text() for rule in (*ALLOWED, *more)}
         listing = f"{group}/devices.list"
         if set(tree.read_text(listing).split("\n")) - {""} == wanted:
             return  # "deny a" is refused (EINVAL) once the group has children

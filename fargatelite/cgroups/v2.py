@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fargatelite.cgroups import tree
 from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits
-from fargatelite.cgroups.devices import attach_device_program
+from fargatelite.cgroups.devices import ALLOWED, attach_device_program
 from fargatelite.errors import CgroupFailed, HostUnsupported
 from fargatelite.names import CGROUP_ROOT
 
@@ -87,7 +87,7 @@ class V2Driver:
             raise CgroupFailed(f"cannot give group {group} its controllers", path=group)
         self._limit(group, limits)
         if limits.devices:
-            attach_device_program(group)
+            attach_device_program(group, (*ALLOWED, *limits.more_devices))
         return self._describe(path)
 
     def kill(self, path: str) -> None:

@@ -21,6 +21,7 @@ from fargatelite.host import Host
 from fargatelite.network.slot import PortPublication, Slot
 from fargatelite.rundir import RunDirectory
 from fargatelite.runtime.container_files import directory_of, hostname_of, write_task_files
+from fargatelite.runtime.devices import container_rules, find_devices, task_rules
 from fargatelite.runtime.trace import Timeline
 from fargatelite.sandbox.compile import (
     ContainerSpec,
@@ -100,6 +101,7 @@ def task_limits(definition: TaskDefinition, *, has_burst: bool = False) -> Cgrou
         memory_bytes=definition.memory_mib * 2**20 if definition.memory_mib else None,
         memory_soft_bytes=None,
         pids_max=PIDS_PER_TASK,
+        more_devices=task_rules(definition),
     )
 
 
@@ -114,6 +116,7 @@ def container_limits(container: ContainerDefinition) -> CgroupLimits:
         memory_bytes=hard * 2**20 if hard is not None else None,
         memory_soft_bytes=soft * 2**20 if soft is not None else None,
         pids_max=None,
+        more_devices=container_rules(container),
     )
 
 
@@ -352,6 +355,7 @@ def make_spec(
             volumes=(*volumes, *host_ipc_mounts(definition)),
             tmpfs=tmpfs,
             shm_bytes=shm_bytes_of(container),
+            devices=find_devices(container),
         ),
         id_base=slot.uid_base,
         hostname=hostname,

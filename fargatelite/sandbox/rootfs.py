@@ -7,6 +7,7 @@ link), paths that users name with RESOLVE_IN_ROOT.
 
 from __future__ import annotations
 
+import posixpath
 import stat
 
 import msgspec
@@ -19,7 +20,7 @@ from fargatelite.sandbox.mounts import (
 )
 from fargatelite.sandbox.plan import Op, op
 
-__all__ = ["TTY_GROUP", "Directories", "compile_mounts", "compile_root"]
+__all__ = ["TTY_GROUP", "DeviceNode", "Directories", "compile_mounts", "compile_root"]
 
 # include/uapi/linux/openat2.h
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
@@ -71,6 +72,17 @@ _SHM = "/dev/shm"  # noqa: S108 - the container's, not a temporary file of ours
 TTY_GROUP = 5  # gid of group tty in Debian, Fedora and Alpine: owner of pseudo terminals
 
 
+class DeviceNode(msgspec.Struct, frozen=True, kw_only=True):
+    """A device of the host at `path`, below /dev; ids are the container's, `mode` has the type."""
+
+    path: str
+    mode: int
+    major: int
+    minor: int
+    uid: int
+    gid: int
+
+
 class Directories(msgspec.Struct, frozen=True, kw_only=True):
     """Where the parts of a container's file system lie on the host (absolute paths).
 
@@ -86,6 +98,7 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
     volumes: tuple[VolumeMount, ...] = ()
     tmpfs: tuple[TmpfsMount, ...] = ()
     shm_bytes: int = SHM_BYTES
+    devices: tuple[DeviceNode, ...] = ()
 
     @property
     def volume_slot(self) -> int:
@@ -166,6 +179,12 @@ def compile_mounts(
         _mount("mqueue", "/dev/mqueue", NOSUID | NODEV | NOEXEC),
         *(op("symlink", target, path) for target, path in DEVICE_LINKS),
     ]  # fmt: skip
+    for node in directories.devices:
+        ops.append(_system(posixpath.dirname(node.path), base))
+        ops.append(
+            op("mknod", node.path, node.mode, node.major, node.minor,
+               base + node.uid, base + node.gid)
+        )  # fmt: skip
     slot = IMAGE_SLOT + 1
     for inside in directories.files:
         ops.append(op("touch", inside, 0o644, base, base, IN_ROOT))

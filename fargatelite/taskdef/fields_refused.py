@@ -34,7 +34,7 @@ EXTRA_HOSTS = Refused(
     "Extra hosts are not supported on container when networkMode=awsvpc.",
     Effect("runtime.container_files.hosts_of", "2.2"),
 )
-DEVICES = unsupported("devices")
+DEVICES = unsupported("devices", Effect("runtime.devices.find_devices", "2.7"))
 DOCKER_VOLUME = unsupported("dockerVolumeConfiguration")
 FSX = unsupported(
     "fsxWindowsFileServerVolumeConfiguration",

@@ -14,6 +14,7 @@ __all__ = ["SECURITY_OPTIONS", "check_host_members", "check_modes"]
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
 _LINK = re.compile(r"[A-Za-z0-9_-]{1,255}(:[A-Za-z0-9_.-]{1,255})?", re.ASCII)
+_DEVICE = re.compile(r"/dev(/[A-Za-z0-9._:+-]+)+", re.ASCII)
 SECURITY_OPTIONS = ("no-new-privileges", "seccomp:unconfined")
 
 
@@ -68,6 +69,13 @@ def check_host_members(task: TaskDefinition, policy: Policy) -> Problems:
                     control.namespace,
                 )
         linux = container.linux_parameters
+        for index, device in enumerate(linux.devices if linux is not None else ()):
+            target = device.container_path or device.host_path
+            if not _DEVICE.fullmatch(target) or ".." in target.split("/"):
+                yield problem(
+                    f"{path}.linuxParameters.devices[{index}].containerPath",
+                    "Invalid containerPath for a device.", target, "a path below /dev",
+                )  # fmt: skip
         shm = linux.shared_memory_size_mib if linux is not None else None
         if shm is not None and shm < 1:
             yield problem(

@@ -38,7 +38,8 @@ def start(
 
 def lines_of(task: Task, name: str = "c") -> list[str]:
     code = task.wait(TIMEOUT_S)
-    lines = [line.text.decode() for line in task.logs(name)]
+    text = b"".join(line.text + (b"" if line.is_partial else b"\n") for line in task.logs(name))
+    lines = text.decode().splitlines()
     assert code == 0, (task.stopped_reason, task.containers[name].reason, lines)
     return lines
 
@@ -98,7 +99,7 @@ def test_directories_and_files_of_the_host(
             {"name": "new", "host": {"sourcePath": str(tmp_path / "made" / "for it")}},
         ],
     )  # fmt: skip
-    assert lines == ["0 0", "1000 1001", "from the hostone file", "", "ro"]
+    assert lines == ["0 0", "1000 1001", "from the hostone file", "ro"]
     assert ((shared / "mine").stat().st_uid, (shared / "mine").read_text()) == (0, "mine\n")
     assert (tmp_path / "made" / "for it" / "there").exists()
     assert (tmp_path / "file").read_text() == "one file"
@@ -279,7 +280,11 @@ def test_privileged_is_root_of_the_task_and_not_of_the_host(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"linuxParameters": {"devices": [{"hostPath": "/dev/kvm"}]}}, "not supported yet"),
+        ({"linuxParameters": {"devices": [{"hostPath": "/a"}]}}, "Invalid containerPath"),
+        (
+            {"linuxParameters": {"devices": [{"hostPath": "/dev/../etc/x"}]}},
+            "Invalid containerPath",
+        ),
         ({"linuxParameters": {"maxSwap": 5}}, "maxSwap is not supported"),
         ({"linuxParameters": {"swappiness": 5}}, "swappiness is not supported"),
         ({"dockerSecurityOptions": ["label:x"]}, "not supported yet"),
@@ -294,6 +299,40 @@ def test_privileged_is_root_of_the_task_and_not_of_the_host(
 def test_what_this_host_cannot_do(settings: Settings, more: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidTaskDefinition, match=message):
         start(settings, container("x", "true", **more))
+
+
+@pytest.mark.field(
+    "containerDefinitions[].linuxParameters.devices[].hostPath",
+    "containerDefinitions[].linuxParameters.devices[].containerPath",
+    "containerDefinitions[].linuxParameters.devices[].permissions",
+)
+def test_devices_of_the_host(settings: Settings, busybox: str) -> None:
+    """fuse: every process may open it that can see it, so that the rules alone decide."""
+    info = os.stat("/dev/fuse")
+    devices = [
+        {"hostPath": "/dev/fuse", "containerPath": "/dev/deep/er", "permissions": ["read"]},
+        {"hostPath": "/dev/hwrng"},
+    ]
+    script = (
+        "stat -c '%F %t:%T %a' /dev/deep/er; head -c 0 /dev/deep/er && echo read;"
+        " (: > /dev/deep/er) 2>&1 | grep -o 'Operation not permitted';"
+        " stat -c %F /dev/hwrng; ls /dev/fuse 2>&1; true"
+    )
+    lines = look(settings, busybox, script, linuxParameters={"devices": devices})
+    number = f"{os.major(info.st_rdev):x}:{os.minor(info.st_rdev):x}"
+    assert lines[0] == f"character special file {number} {info.st_mode & 0o777:o}"
+    assert lines[1:4] == ["read", "Operation not permitted", "character special file"]
+    assert "No such file" in lines[4]
+
+
+def test_a_device_that_is_not_there(settings: Settings, busybox: str) -> None:
+    for path, words in (("/dev/nothing", "No such file"), ("/dev/shm", "it is no device")):
+        task = start(
+            settings,
+            container(busybox, "true", linuxParameters={"devices": [{"hostPath": path}]}),
+        )
+        task.wait(TIMEOUT_S)
+        assert words in (task.stopped_reason or "")
 
 
 def test_host_sysctls_stay_the_hosts(settings: Settings) -> None:
