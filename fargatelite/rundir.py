@@ -7,7 +7,6 @@
         state.json   {"version": 1, ...}, replaced by rename
         requests/stop.json  a stop that another process asked for, replaced by rename; in a
                      directory of its own, which the supervisor watches
-        events.jsonl what happened, one event a line, appended
         exits        exit records, written by the shim
         shim.sock    the shim's control socket
         guest-<container>.plan  how `exec` gets into a container (sandbox/compile.py)
@@ -33,12 +32,7 @@ from fargatelite.names import TaskId, parse_task_id
 
 __all__ = ["DesiredStop", "RunDirectory", "ensure_private_directory", "replace_file"]
 
-STATE_NAME, DESIRED_NAME, EVENTS_NAME, EXITS_NAME = (
-    "state.json",
-    "requests/stop.json",
-    "events.jsonl",
-    "exits",
-)
+STATE_NAME, DESIRED_NAME, EXITS_NAME = "state.json", "requests/stop.json", "exits"
 _REMOVED = ".removed-"  # no task id begins with it
 
 
@@ -225,18 +219,6 @@ class RunDirectory:
         except msgspec.MsgspecError as error:
             path = self.path / DESIRED_NAME
             raise StateCorrupt(f"{path}: {error}", path=path) from error
-
-    def append_event(self, line: bytes) -> None:
-        """Appends one line (without newline) to the task's events."""
-        fd = os.open(
-            self.path / EVENTS_NAME,
-            os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
-            0o600,
-        )
-        try:
-            os.write(fd, line + b"\n")
-        finally:
-            os.close(fd)
 
     def remove(self) -> None:
         """Removes the directory and lets go of the lock; the last step of a task's removal.

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import os
-import signal
 import sys
-import threading
 
 import click
 
-from fargatelite.errors import FargateliteError, TaskNotFound
+from fargatelite.cli.following import End
+from fargatelite.errors import TaskNotFound
 from fargatelite.runtime.logs import LogFollower, LogLine
 from fargatelite.runtime.record import find_record
-from fargatelite.runtime.remote import wait_stopped
 from fargatelite.settings import Settings
 
 
@@ -38,30 +35,6 @@ class _Printer:
         out.write(line.text + (b"" if line.is_partial else b"\n"))
         out.flush()
         self._open = key if line.is_partial else None
-
-
-class _End:
-    """Waits on a thread for the end of a task: STOPPED, or its supervisor lost, after which it
-    would write no more state and a follower would wait for ever.
-
-    `wake` is readable then, and at a signal: one that comes between Python's look for signals and
-    the wait itself would interrupt nothing (signal.set_wakeup_fd).
-    """
-
-    def __init__(self, settings: Settings, task_id: str) -> None:
-        self.is_there = threading.Event()
-        self.failure: FargateliteError | None = None
-        self.wake, self._tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
-        threading.Thread(target=self._wait, args=(settings, task_id), daemon=True).start()
-
-    def _wait(self, settings: Settings, task_id: str) -> None:
-        try:
-            wait_stopped(settings, task_id, None)
-        except FargateliteError as error:
-            self.failure = error
-        self.is_there.set()
-        os.write(self._tell, b"\0")
 
 
 @click.command("logs")
@@ -94,7 +67,7 @@ def command(
             for line in follower.read_new():
                 printer.show(line)
             return
-        end = _End(settings, record.task_id)
+        end = End(settings, record.task_id)
         for line in follower.follow(end.is_there.is_set, end.wake):
             printer.show(line)
         if end.failure is not None:

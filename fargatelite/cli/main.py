@@ -29,6 +29,7 @@ COMMANDS = {
     "ps": ("ps", "List tasks."),
     "describe": ("describe", "Show tasks as DescribeTasks does."),
     "logs": ("logs", "Show what a task's containers wrote."),
+    "events": ("events", "Show what happened to tasks."),
     "stop": ("stop", "Stop a task."),
     "exec": ("execute", "Run a command in a running container."),
     "cp": ("cp", "Copy files into or out of a container."),

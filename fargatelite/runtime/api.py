@@ -362,6 +362,7 @@ def run_task(
     task_id = names.new_task_id()
     with timeline.phase("run directory"):
         ensure_private_directory(Path(settings.data_root))
+        (settings.records / task_id).mkdir(mode=0o700, parents=True, exist_ok=True)
         run = RunDirectory.create(settings.runs, task_id)
     supervised = SupervisedTask(
         get_supervisor(settings),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ from fargatelite import names
 from fargatelite.runtime.task import ContainerState, TaskState
 from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
 
-__all__ = ["TaskFacts", "container_uuid", "describe_task"]
+__all__ = ["TaskFacts", "container_uuid", "describe_state_change", "describe_task"]
 
 PLATFORM_VERSION = "1.4.0"  # contract 4.8
 # Ours: what ECS would give an id of its own gets one derived from the task's.
@@ -204,3 +205,42 @@ def describe_task(state: TaskState, definition: TaskDefinition, facts: TaskFacts
             "version": state.version,
         }
     )
+
+
+_TIMES = (
+    *("connectivityAt", "createdAt", "executionStoppedAt", "pullStartedAt", "pullStoppedAt"),
+    *("startedAt", "stoppedAt", "stoppingAt"),
+)
+
+
+def _iso(at_ns: int) -> str:
+    """`2026-11-25T07:00:00.123Z`, as EventBridge has times."""
+    at = datetime.fromtimestamp(at_ns / 1e9, UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def describe_state_change(
+    state: TaskState, definition: TaskDefinition, facts: TaskFacts, at_ns: int
+) -> dict[str, Any]:
+    """The `ECS Task State Change` that EventBridge would deliver for this version of the task.
+
+    Its id follows from task and version, so that who reads it twice can tell (delivery is at least
+    once there). Source: contract 8.8.
+    """
+    task = describe_task(state, definition, facts)
+    for name in _TIMES:
+        if name in task:
+            task[name] = _iso(round(task[name] * 1e9))
+    task["attachments"] = [{**item, "type": "eni"} for item in task["attachments"]]
+    task["updatedAt"] = _iso(at_ns)
+    return {
+        "version": "0",
+        "id": _uuid(state, f"version {state.version}"),
+        "detail-type": "ECS Task State Change",
+        "source": "aws.ecs",
+        "account": facts.account,
+        "time": _iso(at_ns),
+        "region": facts.region,
+        "resources": [task["taskArn"]],
+        "detail": task,
+    }

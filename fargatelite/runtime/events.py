@@ -1,10 +1,26 @@
-"""What happens to a task, as typed records: for `on_event`, and appended to the run directory."""
+"""What happens to a task, as typed records: for `on_event`, and appended to `events.jsonl` beside
+the task's record, where `fargatelite events` reads them."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
+
 import msgspec
 
-__all__ = ["ContainerEvent", "Event", "PullEvent", "TaskEvent", "encode_event"]
+from fargatelite.errors import StateCorrupt
+
+__all__ = [
+    "ContainerEvent",
+    "Event",
+    "PullEvent",
+    "StateChange",
+    "TaskEvent",
+    "append_event",
+    "decode_event",
+    "events_path",
+]
 
 
 class TaskEvent(msgspec.Struct, frozen=True, kw_only=True, rename="camel", tag="task"):
@@ -44,9 +60,39 @@ class PullEvent(msgspec.Struct, frozen=True, kw_only=True, rename="camel", tag="
     phase: str
 
 
-Event = TaskEvent | ContainerEvent | PullEvent
+class StateChange(msgspec.Struct, frozen=True, kw_only=True, rename="camel", tag="stateChange"):
+    """The same as EventBridge delivers it: an `ECS Task State Change` whose `detail` is the whole
+    task (contract 8.8). One for each step in which anything of the task or a container changed."""
+
+    task_id: str
+    at_ns: int
+    event: dict[str, Any]
 
 
-def encode_event(event: Event) -> bytes:
-    """One line of JSON."""
-    return msgspec.json.encode(event)
+Event = TaskEvent | ContainerEvent | PullEvent | StateChange
+
+
+def events_path(records: Path, task_id: str) -> Path:
+    """Where a task's events lie until `gc` removes its record; a line of JSON each, appended."""
+    return records / task_id / "events.jsonl"
+
+
+def append_event(records: Path, task_id: str, event: Event) -> None:
+    """Appends one event. Raises: OSError."""
+    fd = os.open(
+        events_path(records, task_id),
+        os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
+        0o600,
+    )
+    try:
+        os.write(fd, msgspec.json.encode(event) + b"\n")
+    finally:
+        os.close(fd)
+
+
+def decode_event(line: bytes) -> Event:
+    """What `append_event` wrote. Raises: StateCorrupt."""
+    try:
+        return msgspec.json.decode(line, type=Event)
+    except msgspec.MsgspecError as error:
+        raise StateCorrupt(f"event {line[:80]!r}: {error}") from error

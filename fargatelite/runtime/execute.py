@@ -26,14 +26,19 @@ from fargatelite.rundir import RunDirectory
 from fargatelite.runtime import launch, record
 from fargatelite.runtime import task as machine
 from fargatelite.runtime.close import close_state
+<<<<<<< HEAD
 from fargatelite.runtime.container_files import resolv_conf_of, write_container_files
 from fargatelite.runtime.describe import TaskFacts
+=======
+from fargatelite.runtime.describe import TaskFacts, describe_state_change
+>>>>>>> e1ab71a (events: what happened, kept with the record, and as EventBridge delivers it)
 from fargatelite.runtime.events import (
     ContainerEvent,
     Event,
     PullEvent,
+    StateChange,
     TaskEvent,
-    encode_event,
+    append_event,
 )
 from fargatelite.runtime.guest import GUEST_NUMBER
 from fargatelite.runtime.reasons import (
@@ -72,6 +77,8 @@ if TYPE_CHECKING:
 __all__ = ["SupervisedTask"]
 
 logger = logging.getLogger(__name__)
+
+_WORK_DEADLINE_S = 60.0  # no step of a launch blocks longer; a pull is cancelled
 
 HEALTH_CHECK_NUMBER = 1000  # process numbers in the shim: containers from 0, checks from here
 
@@ -139,6 +146,8 @@ class SupervisedTask:
         self._is_faulty = False
         self._leftovers: list[str] = []
         self._volume_lock = threading.Lock()
+        self._working = threading.Condition()
+        self._work_count = 0
         self.changed = threading.Condition()
         self.is_finished = False
 
@@ -151,11 +160,11 @@ class SupervisedTask:
 
     def request_stop(self, stop_code: str, reason: str) -> None:
         """Asks for a stop; a task that is stopping or stopped stays as it is."""
-        # A pull does not listen to the loop.
-        self._pull_cancelled.set()
         self._post_event(
             machine.StopRequested(at_ns=time.time_ns(), stop_code=stop_code, reason=reason)
         )
+        # A pull does not listen to the loop. After the request: the pull's failure follows from it.
+        self._pull_cancelled.set()
 
     def stop_for_exit(self) -> None:
         """Asks for a stop because the supervising process ends."""
@@ -182,7 +191,18 @@ class SupervisedTask:
         self.supervisor.post(lambda: self._feed(event), self)
 
     def _submit(self, work: Callable[[], None]) -> None:
-        self.supervisor.pool.submit(work, self)
+        with self._working:
+            self._work_count += 1
+
+        def count_and_work() -> None:
+            try:
+                work()
+            finally:
+                with self._working:
+                    self._work_count -= 1
+                    self._working.notify_all()
+
+        self.supervisor.pool.submit(count_and_work, self)
 
     # ---- on the loop ----
 
@@ -256,10 +276,13 @@ class SupervisedTask:
                     stopped_reason=after.stopped_reason,
                 )
             )
+        if before.version != after.version:
+            change = describe_state_change(after, self.definition, self.facts, at_ns)
+            self._emit(StateChange(task_id=task_id, at_ns=at_ns, event=change))
 
     def _emit(self, event: Event) -> None:
         if not isinstance(event, PullEvent):
-            self.run.append_event(encode_event(event))
+            append_event(self.settings.records, self.run.task_id, event)
         callback = self._on_event
         if callback is not None:
             self.supervisor.call_back(lambda: callback(event))
@@ -706,6 +729,9 @@ class SupervisedTask:
             self._finish()
 
         def remove() -> None:
+            # What is being made is found only when it is there.
+            with self._working:
+                self._working.wait_for(lambda: not self._work_count, _WORK_DEADLINE_S)
             try:
                 self._deprovision()
             finally:

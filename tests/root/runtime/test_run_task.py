@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -431,13 +430,22 @@ def test_a_fault_of_ours_ends_the_task_and_tells_who_waits(
     )
     task.until("RUNNING", TIMEOUT_S)
     # Nothing can be recorded any more: the next event is a fault.
-    for name in ("state.json", "events.jsonl", "files", "requests"):
-        path = settings.runs / task.id / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (settings.runs / task.id).chmod(0o700)
-    (settings.runs / task.id / "events.jsonl").mkdir()
+    events = settings.records / task.id / "events.jsonl"
+    events.unlink()
+    events.mkdir()
     task.wait(TIMEOUT_S)
     assert task.last_status == "STOPPED"
     assert task.stopped_reason is not None
     assert task.stopped_reason.startswith("InternalError: ")
     assert "events.jsonl" in task.stopped_reason
+
+
+def test_a_fault_while_it_is_provisioned_leaves_nothing(settings: Settings, busybox: str) -> None:
+    """Removal waits for what is being made; the fixture looks for what is left."""
+    for _ in range(5):
+        task = run_task(definition(busybox, shell("app", "true")), settings=settings)
+        events = settings.records / task.id / "events.jsonl"
+        events.unlink(missing_ok=True)
+        events.mkdir()
+        task.stop()
+        assert task.last_status == "STOPPED"
