@@ -93,6 +93,7 @@ def append_event(records: Path, task_id: str, event: Event) -> None:
 def decode_event(line: bytes) -> Event:
     """What `append_event` wrote. Raises: StateCorrupt."""
     try:
-        return msgspec.json.decode(line, type=Event)
+        decoded: Event = msgspec.json.decode(line, type=Event)
     except msgspec.MsgspecError as error:
         raise StateCorrupt(f"event {line[:80]!r}: {error}") from error
+    return decoded
