@@ -26,12 +26,8 @@ from fargatelite.rundir import RunDirectory
 from fargatelite.runtime import launch, record
 from fargatelite.runtime import task as machine
 from fargatelite.runtime.close import close_state
-<<<<<<< HEAD
 from fargatelite.runtime.container_files import resolv_conf_of, write_container_files
-from fargatelite.runtime.describe import TaskFacts
-=======
 from fargatelite.runtime.describe import TaskFacts, describe_state_change
->>>>>>> e1ab71a (events: what happened, kept with the record, and as EventBridge delivers it)
 from fargatelite.runtime.events import (
     ContainerEvent,
     Event,
