@@ -34,7 +34,14 @@ import msgspec
 
 from fargatelite.errors import ConfigurationInvalid
 
-__all__ = ["DEFAULT_CONFIG", "BeyondFargate", "Settings", "load_settings"]
+__all__ = [
+    "DEFAULT_CONFIG",
+    "BeyondFargate",
+    "EfsAccessPoint",
+    "EfsFileSystem",
+    "Settings",
+    "load_settings",
+]
 
 DEFAULT_CONFIG = Path("/etc/fargatelite/config.toml")
 
@@ -48,6 +55,25 @@ class BeyondFargate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_run_time_s: Annotated[int, msgspec.Meta(ge=1)] | None = None
     cpu_burst: bool = False
     fixed_address: bool = False
+
+
+class EfsAccessPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An access point: where it begins, and who everybody is that comes by it (contract 2.6)."""
+
+    access_point_id: Annotated[str, msgspec.Meta(pattern=r"^fsap-[0-9a-f]{8,40}$")]
+    root_directory: str = "/"
+    uid: Annotated[int, msgspec.Meta(ge=0, lt=65536)]
+    gid: Annotated[int, msgspec.Meta(ge=0, lt=65536)]
+    permissions: Annotated[str, msgspec.Meta(pattern=r"^0?[0-7]{3}$")] = "0755"
+
+
+class EfsFileSystem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What stands for a file system of EFS here: a directory, or an NFSv4 export."""
+
+    file_system_id: Annotated[str, msgspec.Meta(pattern=r"^fs-[0-9a-f]{8,40}$")]
+    directory: str | None = None
+    nfs: Annotated[str, msgspec.Meta(pattern=r"^[^:/]+:/.*$")] | None = None
+    access_points: tuple[EfsAccessPoint, ...] = ()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,6 +90,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     storage_backend: Literal["auto", "loop", "unlimited"] = "auto"
     allow_privileged: bool = False
     beyond_fargate: BeyondFargate = BeyondFargate()
+    efs: tuple[EfsFileSystem, ...] = ()
 
     @property
     def images(self) -> Path:
@@ -89,6 +116,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def storage(self) -> Path:
         """Files that hold the file systems of live tasks."""
         return Path(self.data_root, "storage")
+
+    @property
+    def efs_directories(self) -> Path:
+        """What stands for file systems of EFS that the configuration does not name."""
+        return Path(self.data_root, "efs")
+
+    @property
+    def efs_mounts(self) -> Path:
+        """Mount points of live tasks' file systems of EFS: nothing is ever deleted below."""
+        return Path(self.run_root, "efs")
 
     @property
     def definitions(self) -> Path:

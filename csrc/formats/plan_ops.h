@@ -17,6 +17,7 @@
     X(STREAMS, 5, 0, "uu") /* uid, gid */ \
     X(STDIN, 7, 0, "") /*  */ \
     X(TRACE, 6, 0, "s") /* path */ \
+    X(ID_MAP, 8, 0, "uuuuu") /* map, uid, host_uid, gid, host_gid */ \
     X(JOIN_CGROUP, 16, 1, "s") /* file */ \
     X(JOIN_NETWORK, 17, 1, "") /*  */ \
     X(JOIN_PROCESS, 44, 1, "uu") /* process, flags */ \
@@ -62,6 +63,7 @@ enum op_code {
     OP_STREAMS = 5,
     OP_STDIN = 7,
     OP_TRACE = 6,
+    OP_ID_MAP = 8,
     OP_JOIN_CGROUP = 16,
     OP_JOIN_NETWORK = 17,
     OP_JOIN_PROCESS = 44,

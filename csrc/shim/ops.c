@@ -209,9 +209,12 @@ static int do_open_tree(struct child *child, const struct op *op, struct failure
     if (*slot < 0)
         return FAIL(failure, "open_tree", path);
     struct mount_attr attr = {.attr_set = a[2].number};
+    if (a[3].number > MAX_ID_MAPS + 1 || (a[3].number > 1 && child->id_maps[a[3].number - 2] < 0))
+        return fail(failure, "open_tree", "there is no such id map", EINVAL);
     if (a[3].number) {
         attr.attr_set |= MOUNT_ATTR_IDMAP;
-        attr.userns_fd = (uint64_t)child->shim->userns_fd;
+        attr.userns_fd =
+            (uint64_t)(a[3].number == 1 ? child->shim->userns_fd : child->id_maps[a[3].number - 2]);
     }
     if (attr.attr_set && sys_mount_setattr(*slot, "", AT_EMPTY_PATH | recursive, &attr))
         return FAIL(failure, a[3].number ? "mount_setattr (id-map)" : "mount_setattr", path);

@@ -22,6 +22,7 @@
                            */
 #define MAX_CONNECTIONS 8 /* the supervisor, and commands that look */
 #define MAX_SLOTS 256     /* mounts cloned before pivot_root: image, files, groups, volumes */
+#define MAX_ID_MAPS 16    /* owners of directories from outside: EFS access points */
 #define MAX_ARGUMENTS 6   /* of one operation */
 #define MAX_LISTED 65536  /* strings of all lists of a plan: argv and environment */
 #define STREAM_BUFFER 65536
@@ -139,7 +140,8 @@ int receive_descriptor(int socket);
 /* ops.c: executes one child operation. */
 struct child {
     const struct shim *shim;
-    int terminal_fd; /* socket for the terminal's master; -1: nobody wants one */
+    int terminal_fd;    /* socket for the terminal's master; -1: nobody wants one */
+    const int *id_maps; /* MAX_ID_MAPS descriptors, -1: none */
     int slots[MAX_SLOTS];
 };
 int child_execute(struct child *child, const struct op *op, struct failure *failure);

@@ -29,12 +29,13 @@ static pid_t clone3(uint64_t flags, int *pidfd, int cgroup_fd) {
     return (pid_t)syscall(SYS_clone3, &args, sizeof args);
 }
 
-static int write_map(pid_t pid, const char *name, uint64_t base, uint64_t count,
+/* Ids from `first` inside on are those from `base` on outside. */
+static int write_map(pid_t pid, const char *name, uint64_t first, uint64_t base, uint64_t count,
                      struct failure *failure) {
-    char path[64], line[64];
+    char path[64], line[96];
     snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
-    int length = snprintf(line, sizeof line, "0 %llu %llu\n", (unsigned long long)base,
-                          (unsigned long long)count);
+    int length = snprintf(line, sizeof line, "%llu %llu %llu\n", (unsigned long long)first,
+                          (unsigned long long)base, (unsigned long long)count);
     cleanup_close int fd = open(path, O_WRONLY | O_CLOEXEC);
     if (fd < 0)
         return FAIL(failure, "open", path);
@@ -50,33 +51,65 @@ static int open_namespace(pid_t pid, const char *name, int *out, struct failure 
     return *out < 0 ? FAIL(failure, "open", path) : 0;
 }
 
-/* The task's user namespace (ids 0..count-1 are base.. outside) and the network namespace that it
- * owns. A short-lived child makes them; open descriptors keep them. */
-int create_namespaces(struct shim *shim, uint64_t id_base, uint64_t id_count,
-                      struct failure *failure) {
-    int hold[2];
-    cleanup_close int pidfd = -1;
+/* A short-lived child that has namespaces of its own until `hold` is closed. */
+static pid_t clone_holder(uint64_t flags, int hold[2], int *pidfd, struct failure *failure) {
     if (pipe2(hold, O_CLOEXEC))
         return FAIL(failure, "pipe2", "namespace holder");
-    pid_t pid = clone3(CLONE_NEWUSER | CLONE_NEWNET, &pidfd, -1);
+    pid_t pid = clone3(flags, pidfd, -1);
     if (pid == 0) {
         char byte;
         close(hold[1]);
         _exit(read(hold[0], &byte, 1) == 0 ? 0 : 1);
     }
-    int result = pid < 0 ? FAIL(failure, "clone3", "user and network namespace") : 0;
+    if (pid < 0) {
+        int error = errno;
+        close(hold[0]);
+        close(hold[1]);
+        return fail(failure, "clone3", "namespaces", error);
+    }
+    return pid;
+}
+
+static void end_holder(pid_t pid, int hold[2]) {
+    close(hold[0]);
+    close(hold[1]);
+    waitpid(pid, NULL, 0);
+}
+
+/* The task's user namespace (ids 0..count-1 are base.. outside) and the network namespace that it
+ * owns; open descriptors keep them. */
+int create_namespaces(struct shim *shim, uint64_t id_base, uint64_t id_count,
+                      struct failure *failure) {
+    int hold[2];
+    cleanup_close int pidfd = -1;
+    pid_t pid = clone_holder(CLONE_NEWUSER | CLONE_NEWNET, hold, &pidfd, failure);
+    if (pid < 0)
+        return pid;
+    int result = write_map(pid, "uid_map", 0, id_base, id_count, failure);
     if (!result)
-        result = write_map(pid, "uid_map", id_base, id_count, failure);
-    if (!result)
-        result = write_map(pid, "gid_map", id_base, id_count, failure);
+        result = write_map(pid, "gid_map", 0, id_base, id_count, failure);
     if (!result)
         result = open_namespace(pid, "user", &shim->userns_fd, failure);
     if (!result)
         result = open_namespace(pid, "net", &shim->netns_fd, failure);
-    close(hold[0]);
-    close(hold[1]);
-    if (pid > 0)
-        waitpid(pid, NULL, 0);
+    end_holder(pid, hold);
+    return result;
+}
+
+/* A user namespace that no process is in: how one owner on disk looks through a mount
+ * (mount_setattr(2), "ID-mapped mounts"). */
+static int create_id_map(const struct argument *a, int *out, struct failure *failure) {
+    int hold[2];
+    cleanup_close int pidfd = -1;
+    pid_t pid = clone_holder(CLONE_NEWUSER, hold, &pidfd, failure);
+    if (pid < 0)
+        return pid;
+    int result = write_map(pid, "uid_map", a[1].number, a[2].number, 1, failure);
+    if (!result)
+        result = write_map(pid, "gid_map", a[3].number, a[4].number, 1, failure);
+    if (!result)
+        result = open_namespace(pid, "user", out, failure);
+    end_holder(pid, hold);
     return result;
 }
 
@@ -93,7 +126,13 @@ struct request_parts {
     uid_t stream_uid;
     gid_t stream_gid;
     const struct process *join;
+    int id_maps[MAX_ID_MAPS];
 };
+
+static void close_id_maps(struct request_parts *parts) {
+    for (int i = 0; i < MAX_ID_MAPS; i++)
+        close_descriptor(&parts->id_maps[i]);
+}
 
 static int read_parent_ops(struct shim *shim, const struct plan *plan, struct request_parts *parts,
                            struct failure *failure) {
@@ -129,6 +168,12 @@ static int read_parent_ops(struct shim *shim, const struct plan *plan, struct re
             break;
         case OP_STDIN:
             parts->has_stdin = true;
+            break;
+        case OP_ID_MAP:
+            if (a[0].number >= MAX_ID_MAPS || parts->id_maps[a[0].number] >= 0)
+                return fail(failure, "id_map", "number is in use or out of range", EINVAL);
+            if (create_id_map(a, &parts->id_maps[a[0].number], failure))
+                return -failure->error;
             break;
         case OP_STREAMS:
             parts->has_owner = true;
@@ -166,9 +211,9 @@ static void reset_signals(void) {
 /* In the child: never returns. Only async-signal-safe calls: the plan is decoded, memory is there.
  */
 static void run_child(struct shim *shim, const struct plan *plan, uint64_t *trace,
-                      const int streams[3], int terminal, int status) {
+                      const int streams[3], const int *id_maps, int terminal, int status) {
     struct failure failure = {.op_index = 0xffff};
-    struct child child = {.shim = shim, .terminal_fd = terminal};
+    struct child child = {.shim = shim, .terminal_fd = terminal, .id_maps = id_maps};
     int result = 0;
     for (int i = 0; i < MAX_SLOTS; i++)
         child.slots[i] = -1;
@@ -197,7 +242,7 @@ static void run_child(struct shim *shim, const struct plan *plan, uint64_t *trac
  * execve arrives on process->status_fd. */
 int spawn_process(struct shim *shim, const struct plan *plan, const struct start_request *request,
                   struct process *process, struct failure *failure) {
-    struct request_parts parts = {0};
+    __attribute__((cleanup(close_id_maps))) struct request_parts parts = {0};
     cleanup_close int cgroup_fd = -1;
     cleanup_close int in_read = -1, out_write = -1, err_write = -1, status_write = -1;
     cleanup_close int terminal_end = -1;
@@ -205,6 +250,8 @@ int spawn_process(struct shim *shim, const struct plan *plan, const struct start
     int terminal = -1;
     int ends[2];
 
+    for (int i = 0; i < MAX_ID_MAPS; i++)
+        parts.id_maps[i] = -1;
     if (read_parent_ops(shim, plan, &parts, failure))
         return -failure->error;
     if (parts.log) {
@@ -275,7 +322,7 @@ int spawn_process(struct shim *shim, const struct plan *plan, const struct start
         process->trace[0] = process->cloned_monotonic_ns;
     process->pid = clone3(parts.flags, &process->pidfd, cgroup_fd);
     if (process->pid == 0)
-        run_child(shim, plan, process->trace, streams, terminal, status_write);
+        run_child(shim, plan, process->trace, streams, parts.id_maps, terminal, status_write);
     int error = errno;
     if (parts.join && setns(shim->pidns_fd, CLONE_NEWPID))
         return FAIL(failure, "setns", "own pid namespace"); /* cannot fail: it is our own */

@@ -9,7 +9,6 @@ following no link and without setuid bits (CVE-2018-15664, CVE-2019-14271, CVE-2
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import posixpath
@@ -22,6 +21,13 @@ from typing import NamedTuple
 
 from fargatelite import names
 from fargatelite.errors import FargateliteError, TaskNotFound
+from fargatelite.paths import (
+    RESOLVE_BENEATH,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    open_path,
+)
 from fargatelite.runtime.record import TaskRecord
 
 __all__ = ["Copied", "CopyFailed", "copy_in", "copy_out"]
@@ -30,12 +36,8 @@ MAX_DEPTH = 128
 """Directories within directories: two descriptors each, of the 1,024 that a process has."""
 
 _CHUNK_BYTES = 1 << 20
-_SYS_OPENAT2 = 437
-_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS = 0x02, 0x04
-_RESOLVE_BENEATH, _RESOLVE_IN_ROOT = 0x08, 0x10
-_IN_ROOT = _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS
-_ONE_NAME = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS  # with O_NOFOLLOW: a link itself
-_libc = ctypes.CDLL(None, use_errno=True)
+_IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+_ONE_NAME = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS  # with O_NOFOLLOW: a link itself
 
 
 class CopyFailed(FargateliteError):
@@ -47,27 +49,6 @@ class Copied(NamedTuple):
 
     files: int
     skipped: tuple[str, ...]
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-def _open_path(directory: int, path: str, flags: int, resolve: int) -> int:
-    """An O_PATH descriptor (openat2(2), Linux 5.6)."""
-    how = _OpenHow(flags=os.O_PATH | os.O_CLOEXEC | flags, mode=0, resolve=resolve)
-    while True:
-        fd = int(
-            _libc.syscall(
-                ctypes.c_long(_SYS_OPENAT2), directory, os.fsencode(path), ctypes.byref(how),
-                ctypes.sizeof(how),
-            )
-        )  # fmt: skip
-        if fd >= 0:
-            return fd
-        number = ctypes.get_errno()
-        if number != errno.EAGAIN:  # something was renamed meanwhile; the kernel asks to try again
-            raise OSError(number, os.strerror(number), path)
 
 
 def _reopen(fd: int, flags: int) -> int:
@@ -229,7 +210,7 @@ class _Copy:
             for name in sorted(os.listdir(source)):
                 path = posixpath.join(shown, name)
                 try:
-                    entry = _open_path(source, name, os.O_NOFOLLOW, _ONE_NAME)
+                    entry = open_path(source, name, os.O_NOFOLLOW, _ONE_NAME)
                 except FileNotFoundError:
                     continue  # removed meanwhile
                 try:
@@ -265,7 +246,7 @@ def copy_out(record: TaskRecord, container: str, path: str, local: str) -> Copie
     target = Path(local)
     with _container_root(record, container) as root:
         try:
-            found = _open_path(root, inside, os.O_NOFOLLOW, _IN_ROOT)
+            found = open_path(root, inside, os.O_NOFOLLOW, _IN_ROOT)
         except OSError as error:
             raise _failed(f"read from container {container}", path, error) from error
         try:
@@ -294,12 +275,12 @@ def _open_target(root: int, inside: str, source_name: str) -> tuple[int, str]:
     """The directory of the container to write in, and the name to write: an existing directory
     takes the source's name, as with cp."""
     try:
-        return _open_path(root, inside, os.O_DIRECTORY, _IN_ROOT), source_name
+        return open_path(root, inside, os.O_DIRECTORY, _IN_ROOT), source_name
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise
     parent, name = posixpath.split(inside)
-    return _open_path(root, parent or "/", os.O_DIRECTORY, _IN_ROOT), name
+    return open_path(root, parent or "/", os.O_DIRECTORY, _IN_ROOT), name
 
 
 def copy_in(record: TaskRecord, container: str, local: str, path: str, uid_base: int) -> Copied:

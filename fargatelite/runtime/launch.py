@@ -133,7 +133,7 @@ def provision(
     Raises: FargateliteError; what was made is found again by `remove_task`.
     """
     from fargatelite.network import connect, pool
-    from fargatelite.storage import ephemeral
+    from fargatelite.storage import efs, ephemeral
 
     logs = settings.records / run.task_id / "logs"
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -158,6 +158,10 @@ def provision(
                 names.cgroup_path(run.task_id),
                 task_limits(definition, has_burst=settings.beyond_fargate.cpu_burst),
             )
+        for volume in definition.volumes:
+            if volume.efs is not None and volume.name is not None:
+                with timeline.phase(f"mount {volume.efs.file_system_id}"):
+                    efs.mount_efs(settings, run.task_id, volume.name, volume.efs)
         with timeline.phase("namespaces"):
             ready = shim.wait_ready()
         if definition.pid_mode == "task":
@@ -425,7 +429,7 @@ def remove_task(
     `stoppedReason`-like reporting and for `gc`, which does the same again.
     """
     from fargatelite.network import connect, pool
-    from fargatelite.storage import ephemeral
+    from fargatelite.storage import efs, ephemeral
 
     failures: list[str] = []
 
@@ -454,6 +458,8 @@ def remove_task(
             slots.release(run.task_id)
     with step("images"):
         release_images()
+    with step("file systems of EFS"):
+        efs.unmount_all(settings, run.task_id)
     with step("writable layers"):
         ephemeral.remove_storage(settings.storage, settings.layers / run.task_id, run.task_id)
     return failures

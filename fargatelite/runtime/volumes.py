@@ -19,7 +19,8 @@ from fargatelite.names import TaskId
 from fargatelite.network.slot import Slot
 from fargatelite.sandbox.mounts import VolumeMount
 from fargatelite.settings import Settings
-from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
+from fargatelite.storage.efs import mounted_at, owner_of
+from fargatelite.taskdef.fields import ContainerDefinition, EfsVolume, TaskDefinition
 
 __all__ = ["MountedVolume", "list_mounts", "prepare_volumes"]
 
@@ -35,6 +36,7 @@ class MountedVolume(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool
     source_path: str | None = None
     """A directory or file of the host (EC2's host.sourcePath)."""
+    efs: EfsVolume | None = None
 
 
 def _image_volumes(container: ContainerDefinition, image: Image | None) -> list[MountedVolume]:
@@ -59,6 +61,7 @@ def list_mounts(
     sources = {
         item.name: item.host.source_path for item in definition.volumes if item.host is not None
     }
+    systems = {item.name: item.efs for item in definition.volumes}
     taken_from = {
         item.source_container for other in definition.containers for item in other.volumes_from
     }
@@ -74,6 +77,7 @@ def list_mounts(
                     target=target,
                     read_only=point.read_only,
                     source_path=sources.get(point.source_volume),
+                    efs=systems.get(point.source_volume),
                 ),
             )
         for source in item.volumes_from:
@@ -108,6 +112,19 @@ def _host_mount(mount: MountedVolume) -> VolumeMount:
     )
 
 
+def _efs_mount(
+    settings: Settings, task_id: TaskId, mount: MountedVolume, efs: EfsVolume
+) -> VolumeMount:
+    """What provisioning has mounted; ids in it are as they are there, or an access point's."""
+    return VolumeMount(
+        source=str(mounted_at(settings, task_id, mount.volume)),
+        target=mount.target,
+        read_only=mount.read_only,
+        is_mapped=True,
+        owner=owner_of(settings, mount.volume, efs),
+    )
+
+
 def prepare_volumes(
     settings: Settings,
     task_id: TaskId,
@@ -127,6 +144,9 @@ def prepare_volumes(
     for mount in mounts:
         if mount.source_path is not None:
             made.append(_host_mount(mount))
+            continue
+        if mount.efs is not None:
+            made.append(_efs_mount(settings, task_id, mount, mount.efs))
             continue
         directory = _directory(settings, task_id, mount.volume)
         if not directory.is_dir():

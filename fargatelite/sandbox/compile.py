@@ -15,6 +15,7 @@ import msgspec
 from fargatelite.errors import SandboxFailed
 from fargatelite.sandbox.capabilities import container_mask
 from fargatelite.sandbox.environment import compose_environment, exec_candidates
+from fargatelite.sandbox.mounts import compile_id_maps
 from fargatelite.sandbox.plan import Op, Plan, op
 from fargatelite.sandbox.rootfs import (
     IN_ROOT,
@@ -275,6 +276,9 @@ def compile_container(spec: ContainerSpec) -> Plan:
         op("log", spec.log_path),
         *((op("stdin"),) if spec.has_stdin else ()),
         op("streams", base + process.user.uid, base + process.user.gid),
+        *compile_id_maps(
+            spec.directories.volumes, base + process.user.uid, base + process.user.gid
+        ),
         *((op("trace", spec.trace_path),) if spec.trace_path is not None else ()),
         *(op("join_cgroup", path) for path in spec.join_files),
         op("unshare", CLONE_NEWCGROUP | (CLONE_NEWNET if spec.network == "none" else 0)),

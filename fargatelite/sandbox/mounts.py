@@ -14,7 +14,14 @@ import msgspec
 from fargatelite.errors import SandboxFailed
 from fargatelite.sandbox.plan import Op, op
 
-__all__ = ["TmpfsMount", "VolumeMount", "compile_clones", "compile_user_mounts", "parse_tmpfs"]
+__all__ = [
+    "TmpfsMount",
+    "VolumeMount",
+    "compile_clones",
+    "compile_id_maps",
+    "compile_user_mounts",
+    "parse_tmpfs",
+]
 
 # include/uapi/linux/mount.h
 RDONLY, NOSUID, NODEV, NOEXEC = 0x1, 0x2, 0x4, 0x8
@@ -45,14 +52,19 @@ _POLICY = re.compile(r"[a-z0-9:,=-]{1,64}", re.ASCII)
 
 
 class VolumeMount(msgspec.Struct, frozen=True, kw_only=True):
-    """A directory (or file) of the host at `target` of a container. Its ids are the task's, or with
-    `is_mapped` the host's, seen in the container as they are there."""
+    """A directory (or file) of the host at `target` of a container.
+
+    Its ids are the task's, or with `is_mapped` the host's, seen in the container as they are there.
+    With `owner` (uid, gid) this one on disk is the container's user and nobody else is anybody:
+    how an EFS access point works.
+    """
 
     source: str
     target: str
     read_only: bool = False
     is_mapped: bool = False
     is_file: bool = False
+    owner: tuple[int, int] | None = None
 
 
 class TmpfsMount(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,15 +113,33 @@ def parse_tmpfs(target: str, size_mib: int, mount_options: tuple[str, ...]) -> T
     )  # fmt: skip
 
 
+def _owners(volumes: tuple[VolumeMount, ...]) -> list[tuple[int, int]]:
+    return list(dict.fromkeys(volume.owner for volume in volumes if volume.owner is not None))
+
+
+def compile_id_maps(volumes: tuple[VolumeMount, ...], host_uid: int, host_gid: int) -> list[Op]:
+    """Before the process exists: a map for each owner; `host_uid` is the container's user, as the
+    host counts."""
+    return [
+        op("id_map", number, uid, host_uid, gid, host_gid)
+        for number, (uid, gid) in enumerate(_owners(volumes))
+    ]
+
+
 def compile_clones(volumes: tuple[VolumeMount, ...], first_slot: int) -> list[Op]:
     """Before the root is changed: each volume's directory, cloned into a slot of its own."""
+    owners = _owners(volumes)
+
+    def id_map(volume: VolumeMount) -> int:
+        return 2 + owners.index(volume.owner) if volume.owner else int(volume.is_mapped)
+
     return [
         op(
             "open_tree",
             slot,
             volume.source,
             NODEV | (RDONLY if volume.read_only else 0),
-            int(volume.is_mapped),
+            id_map(volume),
             0,
         )
         for slot, volume in enumerate(volumes, first_slot)

@@ -83,6 +83,10 @@ OPERATIONS: dict[str, Operation] = {
         _operation(
             "trace", 6, "parent", "path:s", "write when each operation ended (ns) to this file"
         ),
+        _operation(
+            "id_map", 8, "parent", "map:u uid:u host_uid:u gid:u host_gid:u",
+            "make a map in which this owner on disk is this one of the host, and nobody else is",
+        ),
         # Child: in order, until exec.
         _operation(
             "join_cgroup", 16, "child", "file:s", "write 0 to this file (v2 cgroup.procs, v1 tasks)"
@@ -96,7 +100,7 @@ OPERATIONS: dict[str, Operation] = {
         _operation("private_mounts", 19, "child", "", "no mount event leaves or enters"),
         _operation(
             "open_tree", 20, "child", "slot:u path:s attributes:u idmap:u recursive:u",
-            "clone the mount at path into slot, id-mapped to the task's user namespace if asked",
+            "clone the mount at path into slot; idmap: 0 none, 1 the task's ids, 2 + n map n",
         ),
         _operation(
             "move_mount", 21, "child", "slot:u target:s resolve:u", "attach slot at target"

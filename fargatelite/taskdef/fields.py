@@ -172,7 +172,10 @@ class Capabilities(_Shape, frozen=True, kw_only=True):
 
 _VOLUME = Effect("runtime.volumes.list_mounts", "2.6")
 _TMPFS = Effect("sandbox.mounts.parse_tmpfs", "2.7")
-_EFS = NotYet()
+_EFS = Effect("storage.efs.mount_efs", "2.6")
+_EFS_TRANSPORT = Recorded(
+    "here a directory of the host or an NFS server of its own network: no TLS and no IAM between"
+)
 _SYSCTL = Effect("sandbox.compile.compile_sysctls", "4.6")
 _SECRET = NotYet()
 _LOGGING = NotYet()
@@ -258,7 +261,7 @@ class EfsAuthorization(_Shape, frozen=True, kw_only=True):
     """EFSAuthorizationConfig."""
 
     access_point_id: Annotated[str | None, _EFS] = None
-    iam: Annotated[str, _EFS, OneOf(("ENABLED", "DISABLED"))] = "DISABLED"
+    iam: Annotated[str, _EFS_TRANSPORT, OneOf(("ENABLED", "DISABLED"))] = "DISABLED"
 
 
 class EfsVolume(_Shape, frozen=True, kw_only=True):
@@ -266,8 +269,8 @@ class EfsVolume(_Shape, frozen=True, kw_only=True):
 
     file_system_id: Annotated[str, _EFS]
     root_directory: Annotated[str, _EFS] = "/"
-    transit_encryption: Annotated[str, _EFS, OneOf(("ENABLED", "DISABLED"))] = "DISABLED"
-    transit_encryption_port: Annotated[int | None, _EFS] = None
+    transit_encryption: Annotated[str, _EFS_TRANSPORT, OneOf(("ENABLED", "DISABLED"))] = "DISABLED"
+    transit_encryption_port: Annotated[int | None, _EFS_TRANSPORT] = None
     authorization_config: Annotated[EfsAuthorization | None, _EFS] = None
 
 

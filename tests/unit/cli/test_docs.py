@@ -9,7 +9,7 @@ import click
 import pytest
 
 from fargatelite.cli.main import cli
-from fargatelite.settings import _VARIABLES, BeyondFargate, Settings
+from fargatelite.settings import _VARIABLES, BeyondFargate, EfsAccessPoint, EfsFileSystem, Settings
 from tests.fixtures.cli import all_commands
 
 DOCS = Path(__file__).parents[3] / "docs" / "cli.md"
@@ -81,9 +81,11 @@ def test_settings_with_variable_and_default() -> None:
             return str(value).lower()
         return "" if value is None else "[]" if value == () else f'"{value}"'
 
-    text, beyond = CONFIGURATION.read_text().split("## Beyond Fargate")
+    parts = re.split(r"^## (.+)$", CONFIGURATION.read_text(), flags=re.MULTILINE)
+    text, named = parts[0], dict(zip(parts[1::2], parts[2::2], strict=True))
+    beyond = named["Beyond Fargate"]
     rows = dict(re.findall(r"^\| `([a-z_]+)` \| (.*)$", text, re.MULTILINE))
-    assert set(rows) == set(Settings.__struct_fields__) - {"beyond_fargate"}
+    assert set(rows) == set(Settings.__struct_fields__) - {"beyond_fargate", "efs"}
     for name, row in rows.items():
         variable, default = (cell.strip(" `") for cell in row.split("|")[:2])
         assert variable == _VARIABLES.get(name, "")
@@ -92,3 +94,9 @@ def test_settings_with_variable_and_default() -> None:
     assert set(rows) == set(BeyondFargate.__struct_fields__)
     for name, row in rows.items():
         assert row.split("|")[0].strip(" `") == shown(getattr(BeyondFargate(), name))
+    rows = dict(
+        re.findall(r"^\| `([a-z0-9_]+)` \| (.*)$", named["File systems of EFS"], re.MULTILINE)
+    )
+    assert set(rows) == set(EfsFileSystem.__struct_fields__)
+    for name in EfsAccessPoint.__struct_fields__:
+        assert f"`{name}`" in rows["access_points"]
