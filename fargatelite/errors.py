@@ -12,6 +12,7 @@
     │   ├── InvalidReference        the image name itself is malformed
     │   ├── ImageNotFound           the registry has no such repository, tag or platform
     │   ├── RegistryDenied          401 or 403: no or wrong credentials
+    │   │   └── RegistryLoginFailed     ecs_name ResourceInitializationError: ECR gives no token
     │   ├── RegistryUnavailable     cannot connect, 429, 5xx, too slow; retried already
     │   ├── DigestMismatch          bytes are not what their digest says
     │   └── ImageInvalid            a manifest, config or layer breaks its format or a bound
@@ -19,6 +20,7 @@
     ├── NetworkFailed           ecs_name ResourceInitializationError
     ├── CgroupFailed            ecs_name ResourceInitializationError
     ├── StorageFailed           ecs_name ResourceInitializationError
+    ├── AwsFailed               ecs_name ResourceInitializationError: secret, file or role
     ├── TaskNotFound            no live or recorded task has that id
     ├── TaskAmbiguous           a shortened id fits more than one task
     ├── TaskBusy                another process supervises the task
@@ -30,6 +32,7 @@ from __future__ import annotations
 import os
 
 __all__ = [
+    "AwsFailed",
     "CgroupFailed",
     "ConfigurationInvalid",
     "DigestMismatch",
@@ -42,6 +45,7 @@ __all__ = [
     "InvalidTaskDefinition",
     "NetworkFailed",
     "RegistryDenied",
+    "RegistryLoginFailed",
     "RegistryUnavailable",
     "SandboxFailed",
     "StateCorrupt",
@@ -137,6 +141,12 @@ class RegistryDenied(ImageError):
     """The registry answered 401 or 403."""
 
 
+class RegistryLoginFailed(RegistryDenied):
+    """The token for an ECR registry could not be had (contract 3.2)."""
+
+    ecs_name = "ResourceInitializationError"
+
+
 class RegistryUnavailable(ImageError):
     """The registry could not be reached, or went on failing or throttling after all retries."""
 
@@ -190,6 +200,13 @@ class CgroupFailed(FargateliteError):
 
 class StorageFailed(FargateliteError):
     """A task's file system could not be made, mounted or removed."""
+
+    ecs_name = "ResourceInitializationError"
+
+
+class AwsFailed(FargateliteError):
+    """What a definition takes from AWS, or from the host in its place, cannot be had: a secret, an
+    environment file, a role's credentials."""
 
     ecs_name = "ResourceInitializationError"
 

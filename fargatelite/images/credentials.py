@@ -12,9 +12,16 @@ from typing import Any
 
 import msgspec
 
-from fargatelite.errors import RegistryDenied
+from fargatelite.errors import RegistryDenied, RegistryLoginFailed
 
-__all__ = ["Credentials", "RegistryConfig", "find_credentials", "is_plain_http"]
+__all__ = [
+    "Credentials",
+    "RegistryConfig",
+    "ecr_region",
+    "fetch_ecr_token",
+    "find_credentials",
+    "is_plain_http",
+]
 
 _ECR_HOST = re.compile(
     r"(?P<account>\d{12})\.dkr[.-]ecr(?:-fips)?\.(?P<region>[a-z0-9-]+)\.(?:amazonaws\.com(?:\.cn)?|on\.aws)",
@@ -135,27 +142,53 @@ def _from_config(registry: str, document: dict[str, Any]) -> Credentials | None:
     return None
 
 
-def _from_ecr(registry: str, config: RegistryConfig) -> Credentials | None:
+def ecr_region(registry: str, config: RegistryConfig) -> str | None:
+    """The region of a registry host that takes ECR's tokens; None for any other."""
     match = _ECR_HOST.fullmatch(registry)
-    if match is None and registry not in config.ecr_registries:
+    if match is not None:
+        return match["region"]
+    if registry in config.ecr_registries:
+        return os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
+    return None
+
+
+def fetch_ecr_token(client: Any, registry: str) -> Credentials:
+    """A login for a registry from GetAuthorizationToken, asked with a client of the API `ecr`.
+
+    Raises: RegistryLoginFailed.
+    """
+    import botocore.exceptions
+
+    try:
+        answer = client.get_authorization_token()
+        token = base64.b64decode(answer["authorizationData"][0]["authorizationToken"]).decode()
+    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        raise _no_token(registry, error) from error
+    username, _, password = token.partition(":")
+    return Credentials(username=username, password=password)
+
+
+def _no_token(registry: str, error: Exception) -> RegistryLoginFailed:
+    return RegistryLoginFailed(
+        "unable to pull secrets or registry auth: execution resource retrieval failed: unable to "
+        f"retrieve ecr registry auth: cannot get an ECR token for {registry}: {error}"
+    )
+
+
+def _from_ecr(registry: str, config: RegistryConfig) -> Credentials | None:
+    region = ecr_region(registry, config)
+    if region is None:
         return None
     import botocore.exceptions
     import botocore.session
 
-    region = match["region"] if match else os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
     try:
-        client: Any = botocore.session.get_session().create_client(
+        client = botocore.session.get_session().create_client(
             "ecr", region_name=region, endpoint_url=config.ecr_endpoint_url
         )
-        answer = client.get_authorization_token()
-        token = base64.b64decode(answer["authorizationData"][0]["authorizationToken"]).decode()
-    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
-        raise RegistryDenied(
-            f"unable to pull secrets or registry auth: cannot get an ECR token for {registry}: "
-            f"{error}"
-        ) from error
-    username, _, password = token.partition(":")
-    return Credentials(username=username, password=password)
+    except botocore.exceptions.BotoCoreError as error:
+        raise _no_token(registry, error) from error
+    return fetch_ecr_token(client, registry)
 
 
 def find_credentials(registry: str, config: RegistryConfig) -> Credentials | None:

@@ -27,7 +27,12 @@ from pathlib import Path
 import msgspec
 
 from fargatelite.errors import HostUnsupported, ImageError, ImageNotFound, StateCorrupt
-from fargatelite.images.credentials import RegistryConfig, find_credentials, is_plain_http
+from fargatelite.images.credentials import (
+    Credentials,
+    RegistryConfig,
+    find_credentials,
+    is_plain_http,
+)
 from fargatelite.images.image import (
     Image,
     ImageBackend,
@@ -361,12 +366,14 @@ class ImageStore:
         platform: str = "linux/amd64",
         on_progress: OnProgress | None = None,
         cancelled: threading.Event | None = None,
+        credentials: Credentials | None = None,
     ) -> Image:
         """The image, fetched as the policy says.
 
         `always` asks the registry for the digest by one HEAD and takes what is in the store; an
-        image that was loaded is used without asking. Fetching and parsing happen in a child process
-        without capabilities.
+        image that was loaded is used without asking. `credentials` are for this reference's
+        registry, instead of those that the host has for it. Fetching and parsing happen in a child
+        process without capabilities.
         Raises: ImageError and its kin; InvalidReference.
         """
         parsed = parse_reference(reference)
@@ -384,22 +391,22 @@ class ImageStore:
             is_fixed = parsed.digest is not None or stored.is_loaded
             if policy is PullPolicy.MISSING or is_fixed:
                 return image
-            if self._ask(parsed) == stored.resolved:
+            if self._ask(parsed, credentials) == stored.resolved:
                 return image
         from fargatelite.images.worker import run_worker
 
-        run_worker(self, reference, platform, on_progress, cancelled)
+        run_worker(self, reference, platform, on_progress, cancelled, credentials)
         found = self.find(reference, platform)
         if found is None:
             raise ImageError(f"{reference} is not in the store after its pull")
         return found
 
-    def _ask(self, reference: Reference) -> str | None:
+    def _ask(self, reference: Reference, credentials: Credentials | None) -> str | None:
         from fargatelite.images.registry import Registry
 
         registry = Registry(
             reference,
-            find_credentials(reference.registry, self.config),
+            credentials or find_credentials(reference.registry, self.config),
             insecure=is_plain_http(reference.registry, self.config),
         )
         try:

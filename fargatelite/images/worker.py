@@ -30,7 +30,7 @@ from fargatelite.errors import (
     ImageInvalid,
     ImageNotFound,
 )
-from fargatelite.images.credentials import RegistryConfig
+from fargatelite.images.credentials import Credentials, RegistryConfig
 from fargatelite.images.image import ImageConfig, PullProgress
 from fargatelite.images.manifest import (
     Descriptor,
@@ -63,6 +63,8 @@ class _Request(msgspec.Struct, kw_only=True):
     config: RegistryConfig
     reference: str | None = None
     platform: str = "linux/amd64"
+    credentials: Credentials | None = None
+    """For the reference's registry; travels by the pipe only, never by argument or environment."""
     load: str | None = None
 
 
@@ -157,14 +159,16 @@ def run_worker(
     platform: str,
     on_progress: Emit | None,
     cancelled: threading.Event | None,
+    credentials: Credentials | None = None,
 ) -> None:
     """Pulls an image into the store in a process of its own.
 
     Raises: what the worker met, by class; ImageError when it was cancelled or died.
     """
     request = _Request(
-        store=os.fspath(store.root), config=store.config, reference=reference, platform=platform
-    )
+        store=os.fspath(store.root), config=store.config, reference=reference, platform=platform,
+        credentials=credentials,
+    )  # fmt: skip
     _converse(request, on_progress, cancelled)
 
 
@@ -348,7 +352,7 @@ def _work(request: _Request, emit: Emit) -> tuple[str, ...]:
     reference = parse_reference(request.reference)
     registry = Registry(
         reference,
-        find_credentials(reference.registry, request.config),
+        request.credentials or find_credentials(reference.registry, request.config),
         insecure=is_plain_http(reference.registry, request.config),
     )
     try:

@@ -666,6 +666,27 @@ def test_another_host_gets_the_request_without_authorization(
         assert all("Authorization" in headers for headers in server.asked(f"{V2}/blobs"))
 
 
+def test_given_credentials_follow_no_redirect_and_go_before_the_hosts(
+    server: _Server, store: ImageStore
+) -> None:
+    given = Credentials(username="given", password="by the task")
+    with _running() as other:
+        other.blobs = server.blobs
+        server.on(V2, _needs(given.basic(), **BASIC))
+        server.on(f"{V2}/blobs", lambda request: _to(f"http://{other.host}{request.path}")(request))
+        server.answers = dict(sorted(server.answers.items(), key=lambda item: -len(item[0])))
+        _log_in(store, server.host)
+        reference = f"{server.host}/app:1"
+        image = store.pull(reference, credentials=given)
+        assert len(other.seen) == 2
+        for _, _, headers in other.seen:
+            assert "Authorization" not in headers
+        # What is in the store is asked for with them as well, and for nobody else.
+        assert store.pull(reference, credentials=given) == image
+        with pytest.raises(RegistryDenied, match="access denied"):
+            store.pull(reference)
+
+
 def test_another_host_that_asks_for_credentials_gets_none(
     server: _Server, store: ImageStore
 ) -> None:
