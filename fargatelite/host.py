@@ -8,7 +8,7 @@ import resource
 
 import msgspec
 
-__all__ = ["Host", "read_boot_id", "read_capabilities"]
+__all__ = ["Host", "forbid_core_dumps", "read_boot_id", "read_capabilities"]
 
 CAP_SYS_RESOURCE = 24
 
@@ -45,3 +45,12 @@ def read_boot_id() -> str:
     """The UUID of this boot: run roots and monotonic times of another one are void."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
+
+
+def forbid_core_dumps() -> None:
+    """Keeps this process's memory, which holds its tasks' secrets, out of core dumps and away from
+    debuggers without CAP_SYS_PTRACE (prctl(2), PR_SET_DUMPABLE); programs that it starts are as
+    ever. For a process that is ours alone: a library leaves that to its user."""
+    import prctl
+
+    prctl.set_dumpable(0)

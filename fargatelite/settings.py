@@ -14,6 +14,15 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     image_backend = "auto"               # or file, loop, directory: how images are mounted
     storage_backend = "auto"             # or loop; unlimited: ephemeralStorage is no limit
     allow_privileged = false             # whether EC2's `privileged` containers may run
+    assume_roles = false                 # true: secrets, files and logins with executionRoleArn
+
+    [secrets]                            # either one: the host has the secrets, AWS is not asked
+    local_directory = "/etc/fargatelite/secrets"
+    local_environment_prefix = "FARGATELITE_SECRET_"
+
+    [credentials]                        # what a container gets as its task role's
+    source = "none"                      # or host, assume, static
+    static_file = "/etc/fargatelite/credentials.json"
 
     [beyond_fargate]                     # what Fargate has not; each off by default
     cpu_burst = true
@@ -37,8 +46,10 @@ from fargatelite.errors import ConfigurationInvalid
 __all__ = [
     "DEFAULT_CONFIG",
     "BeyondFargate",
+    "CredentialSettings",
     "EfsAccessPoint",
     "EfsFileSystem",
+    "SecretSettings",
     "Settings",
     "load_settings",
 ]
@@ -76,6 +87,25 @@ class EfsFileSystem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     access_points: tuple[EfsAccessPoint, ...] = ()
 
 
+class SecretSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the host itself has secrets. Read from the file only: a variable must not open one."""
+
+    local_directory: str | None = None
+    local_environment_prefix: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether AWS is not asked for secrets."""
+        return self.local_directory is not None or self.local_environment_prefix is not None
+
+
+class CredentialSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whose credentials the containers of a task with `taskRoleArn` get."""
+
+    source: Literal["none", "host", "assume", "static"] = "none"
+    static_file: str | None = None
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The host's settings. Both roots are absolute paths, made with mode 0700."""
 
@@ -91,6 +121,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     allow_privileged: bool = False
     beyond_fargate: BeyondFargate = BeyondFargate()
     efs: tuple[EfsFileSystem, ...] = ()
+    assume_roles: bool = False
+    secrets: SecretSettings = SecretSettings()
+    credentials: CredentialSettings = CredentialSettings()
 
     @property
     def images(self) -> Path:
@@ -153,6 +186,7 @@ _VARIABLES = {
     "image_backend": "FARGATELITE_IMAGE_BACKEND",
     "storage_backend": "FARGATELITE_STORAGE_BACKEND",
 }
+_PREFIX = re.compile(r"[A-Z][A-Z0-9_]{2,}_", re.ASCII)
 _FORMS = {
     "region": re.compile(r"[a-z]{2}(-[a-z]+)+-\d", re.ASCII),
     "account": re.compile(r"\d{12}", re.ASCII),
@@ -177,6 +211,28 @@ def _read_file(environment: Mapping[str, str]) -> dict[str, Any]:
         ) from error
 
 
+def _check_local(settings: Settings) -> None:
+    secrets, credentials = settings.secrets, settings.credentials
+    prefix = secrets.local_environment_prefix
+    if prefix is not None and not _PREFIX.fullmatch(prefix):
+        # An empty one would show a definition's author every variable of the host.
+        raise ConfigurationInvalid(
+            f"configuration: secrets.local_environment_prefix {prefix!r} is not of the form "
+            f"{_PREFIX.pattern}"
+        )
+    for name, path in (
+        ("secrets.local_directory", secrets.local_directory),
+        ("credentials.static_file", credentials.static_file),
+    ):
+        if path is not None and not path.startswith("/"):
+            raise ConfigurationInvalid(f"configuration: {name} {path!r} is not an absolute path")
+    if (credentials.source == "static") != (credentials.static_file is not None):
+        raise ConfigurationInvalid(
+            'configuration: credentials.static_file belongs to credentials.source = "static", and '
+            "the source needs the file"
+        )
+
+
 def load_settings(
     *,
     data_root: str | os.PathLike[str] | None = None,
@@ -199,6 +255,7 @@ def load_settings(
         settings = msgspec.convert(values, Settings)
     except msgspec.ValidationError as error:
         raise ConfigurationInvalid(f"configuration: {error}") from error
+    _check_local(settings)
     for name, form in _FORMS.items():
         if not form.fullmatch(getattr(settings, name)):
             raise ConfigurationInvalid(

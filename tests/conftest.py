@@ -2,4 +2,9 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.fixtures.images", "tests.fixtures.host", "tests.fixtures.cli"]
+pytest_plugins = [
+    "tests.fixtures.images",
+    "tests.fixtures.host",
+    "tests.fixtures.cli",
+    "tests.fixtures.aws",
+]

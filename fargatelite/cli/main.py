@@ -81,6 +81,8 @@ def cli(ctx: click.Context, data_root: str | None, run_root: str | None, debug: 
         format="%(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    # At DEBUG botocore logs bodies: secrets, tokens.
+    logging.getLogger("botocore").setLevel(logging.INFO)
     ctx.obj = load_settings(data_root=data_root, run_root=run_root)
 
 

@@ -16,6 +16,7 @@ import click
 
 from fargatelite.cli.main import OWN_FAILURE
 from fargatelite.cli.screen import STATS_PERIOD_S, Screen
+from fargatelite.host import forbid_core_dumps
 from fargatelite.runtime.api import Task, run_task
 from fargatelite.runtime.events import Event
 from fargatelite.runtime.logs import LogLine
@@ -189,6 +190,7 @@ def command(
         policy = policy_for(launch_type, settings, allow_privileged=allow_privileged)
         return print_plans(settings, source, parsed_overrides, pull, sys.stdout, policy)
 
+    forbid_core_dumps()
     items: queue.SimpleQueue[Event | LogLine | None] = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(_Interrupts())

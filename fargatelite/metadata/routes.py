@@ -14,6 +14,7 @@ from typing import Protocol as Interface
 import msgspec
 from msgspec import Struct
 
+from fargatelite.aws.credentials import Credentials
 from fargatelite.errors import FargateliteError
 from fargatelite.metadata.faults import FaultInjector, answer_fault
 from fargatelite.metadata.shapes import (
@@ -32,20 +33,6 @@ _logger = logging.getLogger(__name__)
 
 _CREDENTIALS = "/v2/credentials"
 _DEFAULT_PROTECTION_MINUTES, _MOST_PROTECTION_MINUTES = 120, 2880
-
-
-class Credentials(Struct, frozen=True, kw_only=True):
-    """A task role's temporary credentials (contract 5.5)."""
-
-    role_arn: str
-    access_key_id: str
-    secret_access_key: str
-    token: str
-    expires_at_ns: int
-
-    def __repr__(self) -> str:
-        """Without the secrets: a record ends up in tracebacks."""
-        return f"Credentials({self.access_key_id})"
 
 
 class Protection(Struct, frozen=True, kw_only=True):

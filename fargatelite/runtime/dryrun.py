@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -12,7 +13,9 @@ from fargatelite.host import Host
 from fargatelite.network.slot import slot_for
 from fargatelite.rundir import RunDirectory
 from fargatelite.runtime.images import open_store
+from fargatelite.runtime.inputs import ContainerInputs, TaskInputs
 from fargatelite.runtime.launch import make_spec, platform_of
+from fargatelite.runtime.trace import Timeline
 from fargatelite.sandbox.compile import compile_container
 from fargatelite.sandbox.plan import describe_op
 from fargatelite.settings import Settings
@@ -37,7 +40,8 @@ def print_plans(
     """Writes each container's plan, one operation a line; values of variables are not shown.
 
     Ids, address and paths are those of a made-up task. Images are pulled into the store (the plan
-    depends on their configuration); nothing is mounted, no group, interface or process is made.
+    depends on their configuration), with the definition's logins; no secret or environment file is
+    read, nothing is mounted, no group, interface or process is made.
     """
     loaded = load_definition(find_source(settings, source), policy)
     definition = apply_overrides(loaded, dict(overrides) if overrides else None, policy)
@@ -45,8 +49,15 @@ def print_plans(
     host = Host.probe()
     run = RunDirectory(settings.runs, TASK_ID)
     slot = slot_for(0, TASK_ID, "192.0.2.0/24")
+    inputs = TaskInputs(settings, definition, TASK_ID, Timeline(), threading.Event())
+    inputs.begin(only_logins=True)
     for number, container in enumerate(definition.containers):
-        image = store.pull(container.image, policy=pull, platform=platform_of(definition))
+        image = store.pull(
+            container.image,
+            policy=pull,
+            platform=platform_of(definition),
+            credentials=inputs.registry_credentials(container),
+        )
         path = names.cgroup_path(TASK_ID, container.name)
         spec = make_spec(
             settings=settings,
@@ -67,10 +78,15 @@ def print_plans(
             number=number,
             image=image,
             image_path=Path(settings.run_root, "images", image.image_id.partition(":")[2], "fs"),
+            inputs=ContainerInputs(secrets={item.name: "<secret>" for item in container.secrets}),
             trace=False,
             launch_type=policy.name,
         )
         out.write(f"# {container.name}: {container.image} ({image.digest})\n")
+        for file in container.environment_files:
+            out.write(f"# variables of {file.value}, read when the task starts\n")
+        for secret in container.secrets:
+            out.write(f"# {secret.name}=<secret> of {secret.value_from}\n")
         for item in compile_container(spec):
             out.write(describe_op(item) + "\n")
         out.write("\n")

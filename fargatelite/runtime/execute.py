@@ -18,7 +18,7 @@ import msgspec
 
 from fargatelite import names
 from fargatelite.cgroups.detect import detect_driver
-from fargatelite.errors import FargateliteError
+from fargatelite.errors import AwsFailed, FargateliteError
 from fargatelite.host import Host, read_boot_id
 from fargatelite.meter.ledger import LedgerHeader
 from fargatelite.network.slot import PortPublication, Slot
@@ -37,6 +37,7 @@ from fargatelite.runtime.events import (
     append_event,
 )
 from fargatelite.runtime.guest import GUEST_NUMBER
+from fargatelite.runtime.inputs import TaskInputs
 from fargatelite.runtime.reasons import (
     describe_failure,
     reason_of,
@@ -138,6 +139,9 @@ class SupervisedTask:
         }
         self._timers: dict[object, Callable[[], None]] = {}
         self._pull_cancelled = threading.Event()
+        self._inputs = TaskInputs(
+            self.settings, definition, run.task_id, timeline, self._pull_cancelled
+        )
         self._requests_watch: int | None = None
         self._is_faulty = False
         self._leftovers: list[str] = []
@@ -400,6 +404,7 @@ class SupervisedTask:
         from fargatelite.runtime.images import open_store
 
         self._post_event(machine.PullStarted(at_ns=time.time_ns()))
+        self._inputs.begin()
         pulled: dict[str, Image] = {}
         for container in self.definition.containers:
             name, reference = container.name, container.image
@@ -413,6 +418,7 @@ class SupervisedTask:
                             platform=launch.platform_of(self.definition),
                             on_progress=self._on_progress,
                             cancelled=self._pull_cancelled,
+                            credentials=self._inputs.registry_credentials(container),
                         )
                 image = pulled[reference]
                 with self.timeline.phase(f"mount image of {name}"):
@@ -420,15 +426,26 @@ class SupervisedTask:
                         image, Path(self.settings.run_root), self.run.task_id
                     )
             except (FargateliteError, OSError) as error:
-                reason = reason_of(error, "CannotPullContainerError")
-                self._post_event(machine.PullFailed(at_ns=time.time_ns(), name=name, reason=reason))
+                self._pull_failed(name, self._inputs.failure or error)
                 return
             held = self._containers[name]
             held.image, held.image_path = image, path
             self._post_event(
                 machine.ContainerPulled(at_ns=time.time_ns(), name=name, digest=image.digest)
             )
+        try:
+            self._inputs.wait()
+        except FargateliteError as error:
+            self._pull_failed(name, self._inputs.failure or error)
+            return
         self._post_event(machine.PullFinished(at_ns=time.time_ns()))
+
+    def _pull_failed(self, name: str, error: Exception) -> None:
+        reason, now = reason_of(error, "CannotPullContainerError"), time.time_ns()
+        if isinstance(error, AwsFailed):
+            self._post_event(machine.InputsFailed(at_ns=now, reason=reason))
+        else:
+            self._post_event(machine.PullFailed(at_ns=now, name=name, reason=reason))
 
     def _on_progress(self, progress: PullProgress) -> None:
         if self._on_event is not None:
@@ -469,6 +486,7 @@ class SupervisedTask:
                     number=held.number,
                     image=held.image,
                     image_path=held.image_path,
+                    inputs=self._inputs.of_container(container),
                     trace=self._trace,
                     volumes=volumes,
                     pid_holder=launch.PID_HOLDER if self.definition.pid_mode == "task" else None,

@@ -43,6 +43,7 @@ from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
 if TYPE_CHECKING:
     from fargatelite.cgroups.cgroup import Driver
     from fargatelite.images.image import Image
+    from fargatelite.runtime.inputs import ContainerInputs
 
 __all__ = [
     "PID_HOLDER",
@@ -303,6 +304,7 @@ def make_spec(
     number: int,
     image: Image,
     image_path: Path,
+    inputs: ContainerInputs,
     trace: bool,
     volumes: tuple[VolumeMount, ...] = (),
     pid_holder: int | None = None,
@@ -340,7 +342,11 @@ def make_spec(
             launch_type,
             has_endpoint=definition.has_own_network and not container.disable_networking,
         ),
-        environment=tuple((item.name, item.value) for item in container.environment),
+        environment=(
+            *((item.name, item.value) for item in container.environment),
+            *inputs.secrets.items(),
+        ),
+        environment_files=inputs.environment_files,
         hostname=hostname,
     )
     return ContainerSpec(

@@ -220,8 +220,15 @@ class PullFailed(Event, frozen=True, kw_only=True):
     reason: str
 
 
+class InputsFailed(Event, frozen=True, kw_only=True):
+    """A secret, environment file or registry login cannot be had; `reason` with its ECS prefix. It
+    answers PullImages as PullFailed does: the pull is broken off."""
+
+    reason: str
+
+
 class PullFinished(Event, frozen=True, kw_only=True):
-    """All images are there."""
+    """All images are there, and what containers take from AWS."""
 
 
 class ContainerStarted(Event, frozen=True, kw_only=True):
@@ -285,7 +292,8 @@ class Provision(Action, frozen=True):
 
 
 class PullImages(Action, frozen=True):
-    """Answered by PullStarted, ContainerPulled for each, and PullFinished or PullFailed."""
+    """Answered by PullStarted, ContainerPulled for each, and PullFinished, PullFailed or
+    InputsFailed."""
 
 
 class StartContainer(Action, frozen=True):

@@ -35,6 +35,7 @@ from fargatelite.runtime.task import (
     HealthPolicy,
     HealthResult,
     HealthStatus,
+    InputsFailed,
     KillContainer,
     Provision,
     ProvisionFailed,
@@ -138,6 +139,9 @@ class _Step:
                 if self.state.desired_status == "RUNNING":  # else the stop broke the pull off
                     self.set_container(name, reason=reason[:1024])
                     self.want_stop("TaskFailedToStart", reason)
+            case InputsFailed(reason=reason):
+                self.set(pending=None, pull_stopped_at_ns=self.at_ns)
+                self.want_stop("TaskFailedToStart", reason)
             case PullFinished():
                 self.set(pending=None, pull_stopped_at_ns=self.at_ns)
                 if self.state.desired_status == "RUNNING":

@@ -138,6 +138,7 @@ def resolve_process(
     injected: Mapping[str, str],
     environment: tuple[tuple[str, str], ...],
     hostname: str,
+    environment_files: Mapping[str, str] = {},
 ) -> Process:
     """Definition over image: an `entryPoint` without `command` drops the image's command.
 
@@ -163,6 +164,7 @@ def resolve_process(
         environment=compose_environment(
             image=image_environment,
             injected=injected,
+            files=environment_files,
             definition=environment,
             hostname=hostname,
             home=resolved.home,

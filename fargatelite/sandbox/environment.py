@@ -14,14 +14,16 @@ def compose_environment(
     *,
     image: Iterable[str],
     injected: Mapping[str, str],
+    files: Mapping[str, str],
     definition: Iterable[tuple[str, str]],
     hostname: str,
     home: str,
 ) -> dict[str, str]:
-    """The variables of a process: image ENV < injected < definition and overrides.
+    """The variables of a process: image ENV < injected < environment files < definition,
+    overrides and secrets.
 
     PATH, HOSTNAME and HOME are there as Docker sets them. AWS_REGION and AWS_DEFAULT_REGION are
-    not injected when image or definition sets either.
+    not injected when image, file or definition sets either.
     Source: contract 4.7.
     """
     variables = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
@@ -29,10 +31,11 @@ def compose_environment(
     from_definition = dict(definition)
     variables.update(from_image)
     regions = {"AWS_REGION", "AWS_DEFAULT_REGION"}
-    is_region_set = not regions.isdisjoint({*from_image, *from_definition})
+    is_region_set = not regions.isdisjoint({*from_image, *files, *from_definition})
     for name, value in injected.items():
         if not (is_region_set and name in regions):
             variables[name] = value
+    variables.update(files)
     variables.update(from_definition)
     variables.setdefault("HOME", home)
     return variables

@@ -177,15 +177,16 @@ _EFS_TRANSPORT = Recorded(
     "here a directory of the host or an NFS server of its own network: no TLS and no IAM between"
 )
 _SYSCTL = Effect("sandbox.compile.compile_sysctls", "4.6")
-_SECRET = NotYet()
+_SECRET = Effect("aws.secrets.resolve_secrets", "2.5")
+_REGISTRY_LOGIN = Effect("runtime.inputs.TaskInputs.registry_credentials", "2.5")
 _LOGGING = NotYet()
-_ENVIRONMENT_FILE = NotYet()
+_ENVIRONMENT_FILE = Effect("aws.environment_files.fetch_environment_files", "2.4")
 
 
 class RepositoryCredentials(_Shape, frozen=True, kw_only=True):
     """RepositoryCredentials (contract 2.5)."""
 
-    credentials_parameter: Annotated[str, _SECRET]
+    credentials_parameter: Annotated[str, _REGISTRY_LOGIN]
 
 
 class RestartPolicy(_Shape, frozen=True, kw_only=True):
@@ -362,7 +363,7 @@ class ContainerDefinition(_Shape, frozen=True, kw_only=True):
         OneOf(("enabled", "disabled")),
     ] = None
 
-    repository_credentials: Annotated[RepositoryCredentials | None, _SECRET] = None
+    repository_credentials: Annotated[RepositoryCredentials | None, _REGISTRY_LOGIN] = None
     restart_policy: Annotated[RestartPolicy | None, _RESTART] = None
     environment_files: Annotated[tuple[EnvironmentFile, ...], _ENVIRONMENT_FILE] = ()
     mount_points: Annotated[tuple[MountPoint, ...], _VOLUME] = ()
@@ -446,7 +447,6 @@ class RuntimePlatform(_Shape, frozen=True, kw_only=True):
 
 
 _AWSVPC = Effect("taskdef.rules.check_network_mode", "2.9")
-_ROLE = Recorded("no AWS call is made on the task's behalf yet")
 
 
 class TaskDefinition(_Shape, frozen=True, kw_only=True):
@@ -464,8 +464,8 @@ class TaskDefinition(_Shape, frozen=True, kw_only=True):
         Effect("taskdef.rules.check_compatibilities", "2.1"),
         OneOf(("EC2", "FARGATE", "EXTERNAL", "MANAGED_INSTANCES")),
     ] = ()
-    task_role_arn: Annotated[str | None, _ROLE] = None
-    execution_role_arn: Annotated[str | None, _ROLE] = None
+    task_role_arn: Annotated[str | None, Effect("aws.task_role.open_task_role", "5.5")] = None
+    execution_role_arn: Annotated[str | None, Effect("aws.session.execution_session", "2.5")] = None
     ephemeral_storage: Annotated[
         EphemeralStorage | None, Effect("storage.ephemeral.create_storage", "4.3")
     ] = None

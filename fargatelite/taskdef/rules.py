@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fargatelite.taskdef.fields import TaskDefinition
 from fargatelite.taskdef.launch_type import Policy
 from fargatelite.taskdef.problems import Problem, Problems, each_container, problem
+from fargatelite.taskdef.rules_aws import AWS_RULES
 from fargatelite.taskdef.rules_container import CONTAINER_RULES, check_names
 from fargatelite.taskdef.rules_host import check_host_members, check_modes
 from fargatelite.taskdef.rules_resources import RESOURCE_RULES
@@ -238,7 +239,7 @@ LATER_RULES: tuple[Rule, ...] = (
     _for_any(check_execution_role),
     _for_any(check_platform),
     _for_any(_proxy),
-    *(_for_any(rule) for rule in RESOURCE_RULES),
+    *(_for_any(rule) for rule in (*AWS_RULES, *RESOURCE_RULES)),
     check_modes,
     check_host_members,
     _for_any(check_tags),

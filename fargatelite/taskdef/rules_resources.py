@@ -1,5 +1,5 @@
-"""Fargate's rules about volumes, mounts, secrets, logging, sysctls and restarts (contract 2.4-2.9,
-3.8, 4.6), a function each."""
+"""Fargate's rules about volumes, mounts, logging, sysctls and restarts (contract 2.6-2.9, 3.8,
+4.6), a function each."""
 
 from __future__ import annotations
 
@@ -12,12 +12,6 @@ __all__ = ["RESOURCE_RULES", "TMPFS_OPTIONS"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,255}", re.ASCII)
 _FILE_SYSTEM = re.compile(r"fs-[0-9a-f]{8,40}", re.ASCII)
-_S3_OBJECT = re.compile(r"arn:aws[a-z-]*:s3:::[^/]+/.+")
-_SECRET_ARN = re.compile(
-    r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[^:]+(:[^:]*:[^:]*:[^:]*)?", re.ASCII
-)
-_PARAMETER_ARN = re.compile(r"arn:aws[a-z-]*:ssm:[a-z0-9-]+:\d{12}:parameter/.+", re.ASCII)
-_PARAMETER_NAME = re.compile(r"[A-Za-z0-9_./-]{1,2048}", re.ASCII)
 _SYSCTL = re.compile(r"[a-z0-9_]+([./][A-Za-z0-9_:@*-]+)+", re.ASCII)
 
 LOG_DRIVERS = ("awslogs", "splunk", "awsfirelens")
@@ -191,91 +185,6 @@ def _check_volumes_from_cycle(task: TaskDefinition) -> Problems:
         )
 
 
-# ---- environment ----
-
-
-def _is_value_from(text: str) -> bool:
-    return bool(
-        _SECRET_ARN.fullmatch(text)
-        or _PARAMETER_ARN.fullmatch(text)
-        or (not text.startswith("arn:") and _PARAMETER_NAME.fullmatch(text))
-    )
-
-
-def check_secrets(task: TaskDefinition) -> Problems:
-    """Contract 2.5; the role is asked for because the service reads them with it."""
-    for path, container in each_container(task):
-        log = container.log_configuration
-        named = [(f"{path}.secrets", container.secrets)]
-        if log is not None:
-            named.append((f"{path}.logConfiguration.secretOptions", log.secret_options))
-        taken = {item.name for item in container.environment}
-        for where, secrets in named:
-            for index, secret in enumerate(secrets):
-                if not secret.name or "=" in secret.name:
-                    yield problem(
-                        f"{where}[{index}].name", "Secret name is invalid.", repr(secret.name),
-                        "not empty, without =",
-                    )  # fmt: skip
-                elif where.endswith(".secrets"):
-                    if secret.name in taken:
-                        yield problem(
-                            f"{where}[{index}].name",
-                            "The secret name must be unique and not shared with any new or "
-                            "existing environment variables set on the container, such as "
-                            f"'{secret.name}'.",
-                        )
-                    taken.add(secret.name)
-                if not _is_value_from(secret.value_from):
-                    yield problem(
-                        f"{where}[{index}].valueFrom", "Invalid arn syntax.", secret.value_from,
-                        "the ARN of a Secrets Manager secret or SSM parameter, or a parameter name",
-                    )  # fmt: skip
-            if secrets and not task.execution_role_arn:
-                yield problem(
-                    where,
-                    "When you are specifying container secrets, you must also specify a value for "
-                    "'executionRoleArn'",
-                )
-        if container.repository_credentials is not None and not task.execution_role_arn:
-            yield problem(
-                f"{path}.repositoryCredentials",
-                "When you are specifying repository credentials, you must also specify a value for "
-                "'executionRoleArn'",
-            )
-
-
-def check_environment_files(task: TaskDefinition) -> Problems:
-    """Contract 2.4, 2.9."""
-    for path, container in each_container(task):
-        where = f"{path}.environmentFiles"
-        if len(container.environment_files) > 10:
-            yield problem(
-                where,
-                "The maximum number of environment files was exceeded. Specify ten or less and "
-                "try again.",
-                len(container.environment_files),
-                "at most 10",
-            )
-        for index, file in enumerate(container.environment_files):
-            if not _S3_OBJECT.fullmatch(file.value):
-                yield problem(
-                    f"{where}[{index}].value", "Invalid arn syntax.", file.value,
-                    "arn:aws:s3:::BUCKET/KEY.env",
-                )  # fmt: skip
-            elif not file.value.endswith(".env"):
-                yield problem(
-                    f"{where}[{index}].value",
-                    "The environment file must have the extension .env.", file.value,
-                )  # fmt: skip
-        if container.environment_files and not task.execution_role_arn:
-            yield problem(
-                where,
-                "When you are specifying environment files, you must also specify a value for "
-                "'executionRoleArn'",
-            )
-
-
 # ---- logging ----
 
 
@@ -406,8 +315,6 @@ def check_restart_policies(task: TaskDefinition) -> Problems:
 RESOURCE_RULES = (
     check_volumes,
     check_mounts,
-    check_secrets,
-    check_environment_files,
     check_logging,
     check_system_controls,
     check_restart_policies,

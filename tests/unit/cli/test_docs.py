@@ -6,10 +6,19 @@ import re
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 
 from fargatelite.cli.main import cli
-from fargatelite.settings import _VARIABLES, BeyondFargate, EfsAccessPoint, EfsFileSystem, Settings
+from fargatelite.settings import (
+    _VARIABLES,
+    BeyondFargate,
+    CredentialSettings,
+    EfsAccessPoint,
+    EfsFileSystem,
+    SecretSettings,
+    Settings,
+)
 from tests.fixtures.cli import all_commands
 
 DOCS = Path(__file__).parents[3] / "docs" / "cli.md"
@@ -83,17 +92,23 @@ def test_settings_with_variable_and_default() -> None:
 
     parts = re.split(r"^## (.+)$", CONFIGURATION.read_text(), flags=re.MULTILINE)
     text, named = parts[0], dict(zip(parts[1::2], parts[2::2], strict=True))
-    beyond = named["Beyond Fargate"]
+    nested: dict[str, type[msgspec.Struct]] = {
+        "Secrets": SecretSettings,
+        "Credentials": CredentialSettings,
+        "Beyond Fargate": BeyondFargate,
+    }
     rows = dict(re.findall(r"^\| `([a-z_]+)` \| (.*)$", text, re.MULTILINE))
-    assert set(rows) == set(Settings.__struct_fields__) - {"beyond_fargate", "efs"}
+    inner = {"secrets", "credentials", "beyond_fargate", "efs"}
+    assert set(rows) == set(Settings.__struct_fields__) - inner
     for name, row in rows.items():
         variable, default = (cell.strip(" `") for cell in row.split("|")[:2])
         assert variable == _VARIABLES.get(name, "")
         assert default == shown(getattr(Settings(), name))
-    rows = dict(re.findall(r"^\| `([a-z0-9_]+)` \| (.*)$", beyond, re.MULTILINE))
-    assert set(rows) == set(BeyondFargate.__struct_fields__)
-    for name, row in rows.items():
-        assert row.split("|")[0].strip(" `") == shown(getattr(BeyondFargate(), name))
+    for heading, kind in nested.items():
+        rows = dict(re.findall(r"^\| `([a-z0-9_]+)` \| (.*)$", named[heading], re.MULTILINE))
+        assert set(rows) == set(kind.__struct_fields__)
+        for name, row in rows.items():
+            assert row.split("|")[0].strip(" `") == shown(getattr(kind(), name))
     rows = dict(
         re.findall(r"^\| `([a-z0-9_]+)` \| (.*)$", named["File systems of EFS"], re.MULTILINE)
     )

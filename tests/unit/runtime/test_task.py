@@ -276,6 +276,20 @@ def test_a_failing_pull() -> None:
     assert life.state.started_at_ns is None
 
 
+def test_an_input_that_cannot_be_had_ends_the_task_and_blames_no_container() -> None:
+    life = Life(container("app"))
+    life.play(m.Created(at_ns=START))
+    life.play(m.ProvisionSucceeded(at_ns=START))
+    life.play(m.PullStarted(at_ns=START))
+    life.play(m.ContainerPulled(at_ns=START, name="app", digest="d"))
+    reason = "ResourceInitializationError: unable to pull secrets or registry auth: x"
+    assert m.Deprovision() in life.play(m.InputsFailed(at_ns=START, reason=reason))
+    life.finish()
+    assert (life.state.stop_code, life.state.stopped_reason) == ("TaskFailedToStart", reason)
+    assert life.state.container("app").reason is None
+    assert life.state.pull_stopped_at_ns == START
+
+
 def test_a_failing_provision() -> None:
     life = Life(container("app"))
     life.play(m.Created(at_ns=START))
@@ -486,7 +500,10 @@ def test_invariants_under_any_sequence(life: Life, data: st.DataObject) -> None:
                         break
                     events.append(m.ContainerPulled(at_ns=now, name=item.name, digest="d"))
                 else:
-                    events.append(m.PullFinished(at_ns=now))
+                    ok = data.draw(st.integers(0, 9)) > 0
+                    events.append(
+                        m.PullFinished(at_ns=now) if ok else m.InputsFailed(at_ns=now, reason="r")
+                    )
             case m.StartContainer(name=name):
                 for dependency in life.state.container(name).depends_on:
                     target = life.state.container(dependency.container)

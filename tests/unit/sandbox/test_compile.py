@@ -155,25 +155,28 @@ def test_relative_working_directory_is_refused() -> None:
     "containerDefinitions[].environment[].name", "containerDefinitions[].environment[].value"
 )
 def test_environment_precedence() -> None:
-    """Image < injected < definition (contract 4.7)."""
+    """Image < injected < files < definition (contract 4.7)."""
     variables = compose_environment(
-        image=["PATH=/image", "A=image", "B=image", "C=image"],
+        image=["PATH=/image", "A=image", "B=image", "C=image", "D=image"],
         injected={"B": "injected", "C": "injected", "AWS_REGION": "us-east-1"},
-        definition=[("C", "definition")],
+        files={"C": "file", "D": "file"},
+        definition=[("D", "definition")],
         hostname="h",
         home="/root",
     )
     assert variables == {
         "PATH": "/image", "HOSTNAME": "h", "A": "image", "B": "injected",
-        "AWS_REGION": "us-east-1", "C": "definition", "HOME": "/root",
+        "AWS_REGION": "us-east-1", "C": "file", "D": "definition", "HOME": "/root",
     }  # fmt: skip
 
 
-def test_region_is_not_injected_over_the_users() -> None:
+@pytest.mark.parametrize("of_user", ["definition", "file"])
+def test_region_is_not_injected_over_the_users(of_user: str) -> None:
     variables = compose_environment(
         image=[],
         injected={"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"},
-        definition=[("AWS_REGION", "eu-west-1")],
+        files={"AWS_REGION": "eu-west-1"} if of_user == "file" else {},
+        definition=[("AWS_REGION", "eu-west-1")] if of_user == "definition" else [],
         hostname="h",
         home="/",
     )

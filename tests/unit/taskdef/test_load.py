@@ -98,7 +98,27 @@ def test_examples_are_valid(path: Path) -> None:
          "Fargate compatible task definitions do not support sourcePath"),
         (with_container(secrets=[{"name": "A", "valueFrom": "b"}]),
          "containerDefinitions[0].secrets",
-         "not supported yet: containerDefinitions[0].secrets"),
+         "When you are specifying container secrets, you must also specify a value for "
+         "'executionRoleArn'"),
+        (with_container(secrets=[{"name": "A", "valueFrom": "arn:aws:s3:::b/c"}]),
+         "containerDefinitions[0].secrets[0].valueFrom", "Invalid arn syntax."),
+        (with_container(secrets=[{"name": "A", "valueFrom": "b"}],
+                        environment=[{"name": "A", "value": "c"}]),
+         "containerDefinitions[0].secrets[0].name",
+         "The secret name must be unique and not shared with any new or existing environment "
+         "variables set on the container, such as 'A'."),
+        (with_container(environmentFiles=[{"type": "s3", "value": "arn:aws:s3:::b/c.txt"}]),
+         "containerDefinitions[0].environmentFiles[0].value",
+         "The environment file must have the extension .env."),
+        (with_container(environmentFiles=[{"type": "s3", "value": "s3://b/c.env"}]),
+         "containerDefinitions[0].environmentFiles[0].value", "Invalid arn syntax."),
+        (with_container(environmentFiles=[{"type": "s3", "value": "arn:aws:s3:::b/c.env"}] * 11),
+         "containerDefinitions[0].environmentFiles",
+         "The maximum number of environment files was exceeded. Specify ten or less and try "
+         "again."),
+        (with_container(repositoryCredentials={"credentialsParameter": "arn:aws:s3:::b/c"}),
+         "containerDefinitions[0].repositoryCredentials.credentialsParameter",
+         "Invalid arn syntax."),
         (with_container(cpu="1"), "containerDefinitions[0].cpu",
          "Invalid type for parameter containerDefinitions[0].cpu, value: 1, type: <class 'str'>, "
          "valid types: <class 'int'>"),
