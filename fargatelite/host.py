@@ -5,10 +5,24 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import struct
+from pathlib import Path
 
 import msgspec
 
-__all__ = ["Host", "forbid_core_dumps", "read_boot_id", "read_capabilities"]
+__all__ = [
+    "Host",
+    "can_run_programs_of",
+    "forbid_core_dumps",
+    "matches_binfmt",
+    "read_boot_id",
+    "read_capabilities",
+]
+
+BINFMT = Path("/proc/sys/fs/binfmt_misc")
+# e_machine in elf(5), and what uname(2) and OCI call the machine.
+_ELF_MACHINES = {"amd64": 62, "arm64": 183}
+_UNAME_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 CAP_SYS_RESOURCE = 24
 
@@ -54,3 +68,39 @@ def forbid_core_dumps() -> None:
     import prctl
 
     prctl.set_dumpable(0)
+
+
+def can_run_programs_of(architecture: str, binfmt: Path = BINFMT) -> bool:
+    """Whether this host runs programs for `amd64` or `arm64`: its own kind, or by an interpreter
+    that the kernel opened when it was registered (binfmt_misc with flag F), since a container has
+    none. Source: Documentation/admin-guide/binfmt-misc.rst.
+    """
+    if platform.machine() == _UNAME_MACHINES[architecture]:
+        return True
+    try:
+        entries = sorted(binfmt.iterdir())
+    except FileNotFoundError:
+        return False
+    return any(
+        matches_binfmt(entry.read_text(), architecture)
+        for entry in entries
+        if entry.name not in ("register", "status")
+    )
+
+
+def matches_binfmt(text: str, architecture: str) -> bool:
+    """Whether an entry of binfmt_misc, as its file shows it, takes static programs of that kind."""
+    lines = text.splitlines()
+    found = dict(line.split(" ", 1) for line in lines if " " in line)
+    if lines[:1] != ["enabled"] or "F" not in found.get("flags:", "") or "magic" not in found:
+        return False
+    # 64 bit, little-endian, version 1, System V; ET_EXEC.
+    header = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HH", 2, _ELF_MACHINES[architecture])
+    magic = bytes.fromhex(found["magic"])
+    mask = bytes.fromhex(found["mask"]) if "mask" in found else b"\xff" * len(magic)
+    if found.get("offset") != "0" or len(magic) > len(header):
+        return False
+    return all(
+        byte & bits == wanted & bits
+        for byte, bits, wanted in zip(header, mask, magic, strict=False)
+    )

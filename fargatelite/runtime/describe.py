@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -10,12 +11,14 @@ import msgspec
 
 from fargatelite import names
 from fargatelite.runtime.task import ContainerState, TaskState
+from fargatelite.runtime.trace import Phase
 from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
 
 __all__ = ["TaskFacts", "container_uuid", "describe_state_change", "describe_task"]
 
 PLATFORM_VERSION = "1.4.0"  # contract 4.8
 # Ours: what ECS would give an id of its own gets one derived from the task's.
+_NO_ATTRIBUTE_NAME = re.compile(r"[^A-Za-z0-9_./-]+", re.ASCII)
 _NAMESPACE = uuid.UUID("6f0c7c1e-5d0a-4d67-9b52-8f3c4c1c7d11")
 
 
@@ -150,10 +153,30 @@ def _size(definition: TaskDefinition) -> tuple[int, int]:
     )
 
 
-def describe_task(state: TaskState, definition: TaskDefinition, facts: TaskFacts) -> dict[str, Any]:
+def _attributes(definition: TaskDefinition, phases: tuple[Phase, ...]) -> list[dict[str, Any]]:
+    """The architecture as on Fargate, and where the time of the launch went: DescribeTasks has no
+    member for that, and attributes may have any name."""
+    architecture = {"X86_64": "x86_64", "ARM64": "arm64"}[definition.cpu_architecture]
+    return [
+        {"name": "ecs.cpu-architecture", "value": architecture},
+        *(
+            {
+                "name": f"fargatelite.phase-us.{_NO_ATTRIBUTE_NAME.sub('-', phase.name)}",
+                "value": str(phase.duration_us),
+            }
+            for phase in sorted(phases, key=lambda phase: phase.started_us)
+        ),
+    ]
+
+
+def describe_task(
+    state: TaskState,
+    definition: TaskDefinition,
+    facts: TaskFacts,
+    phases: tuple[Phase, ...] = (),
+) -> dict[str, Any]:
     """The task as DescribeTasks shows it; members that have no value are absent."""
     task_id = names.TaskId(state.task_id)
-    architecture = {"X86_64": "x86_64", "ARM64": "arm64"}[definition.cpu_architecture]
     # The service has its agent's word while it is connected: from the slot on.
     is_connected = str(state.last_status) not in ("PROVISIONING",)
     is_fargate = facts.launch_type == "FARGATE"
@@ -162,7 +185,7 @@ def describe_task(state: TaskState, definition: TaskDefinition, facts: TaskFacts
             "attachments": [_attachment(state, facts)]
             if definition.network_mode == "awsvpc"
             else [],
-            "attributes": [{"name": "ecs.cpu-architecture", "value": architecture}],
+            "attributes": _attributes(definition, phases),
             "availabilityZone": f"{facts.region}a",
             "clusterArn": names.cluster_arn(facts.region, facts.account, facts.cluster),
             "connectivity": "CONNECTED" if is_connected else None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from fargatelite import names
 from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits
 from fargatelite.cgroups.detect import detect_driver
-from fargatelite.errors import FargateliteError, SandboxFailed
-from fargatelite.host import Host
+from fargatelite.errors import FargateliteError, HostUnsupported, SandboxFailed
+from fargatelite.host import Host, can_run_programs_of
 from fargatelite.network.slot import PortPublication, Slot
 from fargatelite.rundir import RunDirectory
 from fargatelite.runtime.container_files import directory_of, hostname_of, write_task_files
@@ -136,6 +137,7 @@ def provision(
     from fargatelite.network import connect, pool
     from fargatelite.storage import efs, ephemeral
 
+    check_platform(definition)
     logs = settings.records / run.task_id / "logs"
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings.ledgers.mkdir(mode=0o700, exist_ok=True)
@@ -267,6 +269,17 @@ def privileges_of(settings: Settings, container: ContainerDefinition) -> Privile
 def platform_of(definition: TaskDefinition) -> str:
     """The OCI platform of a task definition's `runtimePlatform`."""
     return "linux/arm64" if definition.cpu_architecture == "ARM64" else "linux/amd64"
+
+
+def check_platform(definition: TaskDefinition) -> None:
+    """Raises: HostUnsupported for an architecture that this host cannot run."""
+    architecture = platform_of(definition).removeprefix("linux/")
+    if not can_run_programs_of(architecture):
+        raise HostUnsupported(
+            f"this host ({platform.machine()}) cannot run {architecture} programs: register an "
+            "interpreter for them (on Debian: apt-get install qemu-user-static binfmt-support), or "
+            "set runtimePlatform.cpuArchitecture to the host's"
+        )
 
 
 def network_of(

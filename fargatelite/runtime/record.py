@@ -54,7 +54,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     def describe(self) -> dict[str, Any]:
         """The task in the shape of DescribeTasks."""
-        return describe_task(self.state, load_recorded(self.definition), self.facts)
+        return describe_task(self.state, load_recorded(self.definition), self.facts, self.phases)
 
 
 def encode_record(record: TaskRecord) -> bytes:

@@ -449,3 +449,14 @@ def test_a_fault_while_it_is_provisioned_leaves_nothing(settings: Settings, busy
         events.mkdir()
         task.stop()
         assert task.last_status == "STOPPED"
+
+
+def test_describe_tells_where_the_launch_went(settings: Settings, busybox: str) -> None:
+    task = run_task(definition(busybox, shell("app", "true")), settings=settings)
+    task.wait(TIMEOUT_S)
+    attributes = {item["name"]: item["value"] for item in task.describe()["attributes"]}
+    assert attributes.pop("ecs.cpu-architecture") == "x86_64"
+    assert {"network", "start-app", "prepare-app", "task-cgroup"} <= {
+        name.removeprefix("fargatelite.phase-us.") for name in attributes
+    }
+    assert all(int(value) >= 0 for value in attributes.values())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fargatelite import Settings, run_task
+from tests.fixtures.images import RunningRegistry, build_oci_layout, busybox_files, tar_layer
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
 
@@ -67,11 +68,25 @@ def test_a_check_that_takes_too_long_has_failed(settings: Settings, busybox: str
 
 
 @pytest.mark.field("runtimePlatform.cpuArchitecture")
-def test_an_image_for_another_machine(settings: Settings, busybox: str) -> None:
+def test_a_definition_for_another_machine(settings: Settings, busybox: str) -> None:
+    """What could only fail with `exec format error` is said before anything is pulled."""
     task = run_task(
         document(busybox, "exit 0", task={"runtimePlatform": {"cpuArchitecture": "ARM64"}}),
         settings=settings,
     )
     task.wait(TIMEOUT_S)
     assert task.stop_code == "TaskFailedToStart"
-    assert "matching platform 'linux/arm64'" in (task.stopped_reason or "")
+    reason = task.stopped_reason or ""
+    assert "cannot run arm64 programs: register an interpreter for them" in reason
+
+
+def test_an_image_for_another_machine(
+    settings: Settings, registry: RunningRegistry, tmp_path: Path
+) -> None:
+    layout = build_oci_layout(
+        tmp_path / "layout", [tar_layer(busybox_files())], architecture="arm64"
+    )
+    task = run_task(document(registry.push(layout, "arm"), "exit 0"), settings=settings)
+    task.wait(TIMEOUT_S)
+    assert task.stop_code == "TaskFailedToStart"
+    assert "matching platform 'linux/amd64'" in (task.stopped_reason or "")
