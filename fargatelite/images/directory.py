@@ -7,7 +7,6 @@ is bind-mounted, read-only and without device files, where the EROFS image would
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -16,12 +15,12 @@ from pathlib import Path
 from fargatelite.errors import ImageError
 from fargatelite.images.layer import BLOCK_BYTES, Kind
 from fargatelite.images.merge import Inode
+from fargatelite.sparse import copy_data
 
 __all__ = ["bind_directory", "unpack_image"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MS_RDONLY, _MS_NODEV, _MS_REMOUNT, _MS_BIND = 0x1, 0x4, 0x20, 0x1000
-_CHUNK_BYTES = 1 << 30  # copy_file_range(2) takes at most 2 GiB at once
 
 ID_COUNT = 65536  # ids of a task (design, "Sandbox")
 _NOBODY = 65534
@@ -45,28 +44,7 @@ def _copy(node: Inode, blob: int, path: bytes, root: int) -> None:
         dir_fd=root,
     )
     try:
-        start = node.record.block * BLOCK_BYTES
-        end = start + node.record.size
-        os.ftruncate(fd, node.record.size)
-        at = start
-        while at < end:
-            try:
-                data = os.lseek(blob, at, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:
-                    break  # nothing but a hole follows
-                raise
-            if data >= end:
-                break
-            stop = min(os.lseek(blob, data, os.SEEK_HOLE), end)
-            while data < stop:
-                copied = os.copy_file_range(
-                    blob, fd, min(_CHUNK_BYTES, stop - data), data, data - start
-                )
-                if not copied:
-                    raise OSError(errno.EIO, "a layer's blob is shorter than its table says")
-                data += copied
-            at = stop
+        copy_data(blob, fd, node.record.block * BLOCK_BYTES, node.record.size)
     finally:
         os.close(fd)
 

@@ -29,6 +29,7 @@ from fargatelite.paths import (
     open_path,
 )
 from fargatelite.runtime.record import TaskRecord
+from fargatelite.sparse import copy_data
 
 __all__ = ["Copied", "CopyFailed", "copy_in", "copy_out"]
 
@@ -93,28 +94,8 @@ def _container_root(record: TaskRecord, name: str) -> Iterator[int]:
 def _copy_contents(source: int, target: int) -> None:
     """A regular file's bytes, its holes kept; also of one in /proc, which claims to be empty."""
     size = os.fstat(source).st_size
-    at = 0
-    while at < size:
-        try:
-            at = os.lseek(source, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                break
-            raise
-        os.lseek(target, at, os.SEEK_SET)
-        stop = os.lseek(source, at, os.SEEK_HOLE)
-        os.lseek(source, at, os.SEEK_SET)
-        while at < stop:
-            data = os.read(source, min(_CHUNK_BYTES, stop - at))
-            if not data:
-                break  # it became shorter
-            _write(target, data)
-            at += len(data)
-        else:
-            continue
-        break
     if size:
-        os.ftruncate(target, max(size, os.fstat(target).st_size))
+        copy_data(source, target, 0, size)
         return
     while data := os.read(source, _CHUNK_BYTES):
         _write(target, data)

@@ -132,6 +132,7 @@ class SupervisedTask:
         self._driver = detect_driver()
         self._launched: launch.Launched | None = None
         self._endpoint: Handle | None = None
+        self._credentials_id: str | None = None
         self._is_shim_watched = False
         self._containers = {
             container.name: _Container(number)
@@ -366,11 +367,13 @@ class SupervisedTask:
         storage = self.settings.layers / self.run.task_id if limited else None
 
         def make(faults: FaultInjector) -> TaskEndpoint:
-            return TaskEndpoint(
+            source = TaskEndpoint(
                 self, self.definition, launched.slot, netns_fd, self._driver,
                 launch.hostname_of(launched.slot), resolv_conf_of(self.definition, None),
-                storage, faults, None,
+                storage, faults, self._inputs.task_role,
             )  # fmt: skip
+            self._credentials_id = source.credentials_id
+            return source
 
         self._endpoint = get_metadata_server().add_task(netns_fd, make)
 
@@ -487,6 +490,7 @@ class SupervisedTask:
                     image=held.image,
                     image_path=held.image_path,
                     inputs=self._inputs.of_container(container),
+                    credentials_id=self._credentials_id,
                     trace=self._trace,
                     volumes=volumes,
                     pid_holder=launch.PID_HOLDER if self.definition.pid_mode == "task" else None,

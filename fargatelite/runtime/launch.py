@@ -221,7 +221,12 @@ def _own_group_mounts(cgroup: Cgroup) -> dict[str, str]:
 
 
 def injected_environment(
-    settings: Settings, runtime_id: str, launch_type: str, *, has_endpoint: bool
+    settings: Settings,
+    runtime_id: str,
+    launch_type: str,
+    *,
+    has_endpoint: bool,
+    credentials_id: str | None,
 ) -> dict[str, str]:
     """The variables of contract 4.7 that every container gets; the endpoint's only where it is."""
     endpoint = {
@@ -229,6 +234,8 @@ def injected_environment(
         "ECS_CONTAINER_METADATA_URI_V4": f"{METADATA}/v4/{runtime_id}",
         "ECS_AGENT_URI": f"{METADATA}/api/{runtime_id}",
     }
+    if credentials_id is not None:
+        endpoint["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"] = f"/v2/credentials/{credentials_id}"
     return {
         "AWS_EXECUTION_ENV": f"AWS_ECS_{launch_type}",
         **(endpoint if has_endpoint else {}),
@@ -318,6 +325,7 @@ def make_spec(
     image: Image,
     image_path: Path,
     inputs: ContainerInputs,
+    credentials_id: str | None = None,
     trace: bool,
     volumes: tuple[VolumeMount, ...] = (),
     pid_holder: int | None = None,
@@ -354,6 +362,7 @@ def make_spec(
             names.runtime_id(task_id, number),
             launch_type,
             has_endpoint=definition.has_own_network and not container.disable_networking,
+            credentials_id=credentials_id,
         ),
         environment=(
             *((item.name, item.value) for item in container.environment),

@@ -31,6 +31,7 @@ from fargatelite.mounts import (
     unmount_detached,
 )
 from fargatelite.names import TaskId
+from fargatelite.sparse import copy_data
 
 __all__ = ["RESERVED_MIB", "StorageUse", "create_storage", "read_use", "remove_storage"]
 
@@ -102,20 +103,7 @@ def _ensure_template(cache: Path, size_gib: int) -> Path:
 def _copy_sparse(source: Path, target: Path) -> None:
     """Copies data, not holes: 240 KiB of 20 GiB."""
     with open(source, "rb") as read, open(target, "xb") as write:
-        size = os.fstat(read.fileno()).st_size
-        write.truncate(size)
-        at = 0
-        while at < size:
-            try:
-                at = os.lseek(read.fileno(), at, os.SEEK_DATA)
-            except OSError:  # ENXIO: no data behind here
-                break
-            end = os.lseek(read.fileno(), at, os.SEEK_HOLE)
-            while at < end:
-                copied = os.copy_file_range(read.fileno(), write.fileno(), end - at, at, at)
-                if not copied:
-                    raise StorageFailed(f"{source} became shorter while it was copied", path=source)
-                at += copied
+        copy_data(read.fileno(), write.fileno(), 0, os.fstat(read.fileno()).st_size)
 
 
 def create_storage(
