@@ -152,8 +152,8 @@ class Supervisor:
     def watch_directory(self, path: Path, job: Job, task: Supervised | None = None) -> int:
         """Calls `job` whenever a file was moved into a directory; returns what ends it.
 
-        One inotify instance for all: closing one waits for a grace period of the kernel (8 ms), on
-        the thread of all tasks.
+        One inotify instance for all, since a user has only 128 (max_user_instances): it goes with
+        its last watch, so that a process may have had many supervisors.
         """
         from inotify_simple import INotify, flags
 
@@ -173,9 +173,15 @@ class Supervisor:
         except OSError as error:
             if error.errno != errno.EINVAL:  # it went with its directory
                 raise
+        if not self._directories:
+            self.unwatch(self._inotify)
+            # Closing waits for a grace period of the kernel (8 ms): not on the thread of all tasks.
+            self.pool.submit(self._inotify.close)
+            self._inotify = None
 
     def _look_into_directories(self) -> None:
-        assert self._inotify is not None
+        if self._inotify is None:
+            return  # its last watch ended by what was done just before
         for watch in {event.wd for event in self._inotify.read(timeout=0)}:
             found = self._directories.get(watch)
             if found is not None:

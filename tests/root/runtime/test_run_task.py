@@ -460,3 +460,25 @@ def test_describe_tells_where_the_launch_went(settings: Settings, busybox: str) 
         name.removeprefix("fargatelite.phase-us.") for name in attributes
     }
     assert all(int(value) >= 0 for value in attributes.values())
+
+
+def test_a_process_without_tasks_holds_no_inotify(settings: Settings, busybox: str) -> None:
+    """A user has 128 of them; a process that ran tasks below many roots took one for each."""
+
+    def count() -> int:
+        found = 0
+        for path in Path("/proc/self/fd").iterdir():
+            try:
+                found += os.readlink(path) == "anon_inode:inotify"
+            except FileNotFoundError:
+                continue  # the descriptor of this listing
+        return found
+
+    before = count()
+    with run_task(definition(busybox, shell("app", "sleep 300")), settings=settings) as task:
+        task.until("RUNNING", TIMEOUT_S)
+        assert count() == before + 1
+    deadline = time.monotonic() + 10
+    while count() > before:
+        assert time.monotonic() < deadline
+    assert run(settings, busybox, shell("app", "exit 5")).exit_code == 5
