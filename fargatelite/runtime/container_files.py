@@ -95,7 +95,8 @@ def _has_own(container: ContainerDefinition) -> bool:
 def directory_of(run: RunDirectory, container: ContainerDefinition) -> Path:
     """Where a container's three files are."""
     files = run.path / "files"
-    return files / container.name if _has_own(container) else files
+    # A dot: a container may be named hosts.
+    return files / f".{container.name}" if _has_own(container) else files
 
 
 def _write_owned(path: Path, text: str, owner: int) -> None:

@@ -121,6 +121,7 @@ def test_names_of_a_containers_own(settings: Settings, busybox: str) -> None:
             dnsServers=["192.0.2.53"], dnsSearchDomains=["corp.test"],
         ),
         container(busybox, "cat /etc/hosts; hostname", name="other", essential=False),
+        container(busybox, "hostname", name="hosts", hostname="third", essential=False),
     )  # fmt: skip
     lines = lines_of(task)
     assert lines[:3] == ["box", "box", "box"]
@@ -132,6 +133,7 @@ def test_names_of_a_containers_own(settings: Settings, busybox: str) -> None:
     assert "search corp.test" in lines
     others = [line.text.decode() for line in task.logs("other")]
     assert not any("far.test" in line for line in others)
+    assert [line.text for line in task.logs("hosts")] == [b"third"]
 
 
 @pytest.mark.field("networkMode")
