@@ -66,6 +66,7 @@ class BeyondFargate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_run_time_s: Annotated[int, msgspec.Meta(ge=1)] | None = None
     cpu_burst: bool = False
     fixed_address: bool = False
+    secret_files_refresh_s: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class EfsAccessPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

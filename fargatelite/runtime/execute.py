@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,7 @@ from fargatelite.runtime.reasons import (
     start_failure_exit_code,
     stop_signal_of,
 )
+from fargatelite.runtime.secret_files import SecretFiles
 from fargatelite.runtime.supervise import Supervisor
 from fargatelite.runtime.trace import Timeline, read_op_trace
 from fargatelite.runtime.transitions import step, will_restart
@@ -147,6 +148,7 @@ class SupervisedTask:
         self._is_faulty = False
         self._leftovers: list[str] = []
         self._volume_lock = threading.Lock()
+        self._secret_files: SecretFiles | None = None
         self._working = threading.Condition()
         self._work_count = 0
         self.changed = threading.Condition()
@@ -477,7 +479,11 @@ class SupervisedTask:
                 container = next(c for c in self.definition.containers if c.name == name)
                 cgroup = launch.create_container(self.settings, self.run, launched.slot, container)
                 write_container_files(self.run, self.definition, container, launched.slot)
-                volumes = self._prepare_volumes(container, held.image, launched.slot)
+                inputs = self._inputs.of_container(container)
+                volumes = (
+                    *self._prepare_volumes(container, held.image, launched.slot),
+                    *self._write_secret_files(container, inputs.secrets, launched.slot),
+                )
                 held.spec = launch.make_spec(
                     settings=self.settings,
                     host=self._host,
@@ -489,7 +495,7 @@ class SupervisedTask:
                     number=held.number,
                     image=held.image,
                     image_path=held.image_path,
-                    inputs=self._inputs.of_container(container),
+                    inputs=inputs,
                     credentials_id=self._credentials_id,
                     trace=self._trace,
                     volumes=volumes,
@@ -508,6 +514,43 @@ class SupervisedTask:
                     at_ns=time.time_ns(), name=name, reason=reason, exit_code=None
                 )
             )
+
+    def _write_secret_files(
+        self, container: ContainerDefinition, secrets: Mapping[str, str], slot: Slot
+    ) -> tuple[VolumeMount, ...]:
+        refresh_s = self.settings.beyond_fargate.secret_files_refresh_s
+        if refresh_s is None or not secrets:
+            return ()
+        with self._volume_lock:
+            if self._secret_files is None:
+                self._secret_files = SecretFiles(self.settings, self.run.task_id)
+                self._secret_files.create()
+                self.supervisor.post(lambda: self._refresh_secrets_after(refresh_s), self)
+            return (self._secret_files.write(container.name, secrets, slot.uid_base),)
+
+    def _refresh_secrets_after(self, seconds: int) -> None:
+        key = "secret files"
+
+        def refresh() -> None:
+            self._timers.pop(key, None)
+            if self.state.desired_status == "RUNNING":
+                self._submit(lambda: self._refresh_secrets(seconds))
+
+        at_ns = time.time_ns() + seconds * 1_000_000_000
+        self._timers[key] = self.supervisor.set_timer(at_ns, refresh, self)
+
+    def _refresh_secrets(self, seconds: int) -> None:
+        files, launched = self._secret_files, self._launched
+        assert files is not None
+        assert launched is not None
+        try:
+            for container, values in self._inputs.fetch_again().items():
+                with self._volume_lock:
+                    if values:
+                        files.write(container, values, launched.slot.uid_base)
+        except (FargateliteError, OSError) as error:
+            logger.warning("task %s: secret files stay as they are: %s", self.run.task_id, error)
+        self.supervisor.post(lambda: self._refresh_secrets_after(seconds), self)
 
     def _prepare_volumes(
         self, container: ContainerDefinition, image: Image, slot: Slot

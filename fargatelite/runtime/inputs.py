@@ -178,6 +178,25 @@ class TaskInputs:
             )
         return ContainerInputs(secrets=self._values(container.secrets), environment_files=files)
 
+    def fetch_again(self) -> dict[str, dict[str, str]]:
+        """The secrets of all containers as they are now: by container, by variable.
+
+        Raises: AwsFailed.
+        """
+        from fargatelite.aws.secrets import fetch_secrets
+        from fargatelite.taskdef.references import parse_value_from
+
+        named = {
+            item.name: {secret.name: parse_value_from(secret.value_from) for secret in item.secrets}
+            for item in self._definition.containers
+        }
+        wanted = {reference for secrets in named.values() for reference in secrets.values()}
+        found = fetch_secrets(self._settings, wanted, self._open_session())
+        return {
+            container: {name: found[reference] for name, reference in secrets.items()}
+            for container, secrets in named.items()
+        }
+
     def secret_options(self, container: ContainerDefinition) -> Mapping[str, str]:
         """The values of a log driver's `secretOptions`, by option. After `wait`."""
         logging = container.log_configuration

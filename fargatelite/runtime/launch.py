@@ -23,6 +23,7 @@ from fargatelite.network.slot import PortPublication, Slot
 from fargatelite.rundir import RunDirectory
 from fargatelite.runtime.container_files import directory_of, hostname_of, write_task_files
 from fargatelite.runtime.devices import container_rules, find_devices, task_rules
+from fargatelite.runtime.secret_files import SecretFiles
 from fargatelite.runtime.trace import Timeline
 from fargatelite.sandbox.compile import (
     ContainerSpec,
@@ -486,6 +487,8 @@ def remove_task(
             slots.release(run.task_id)
     with step("images"):
         release_images()
+    with step("secrets"):
+        SecretFiles(settings, run.task_id).remove()
     with step("file systems of EFS"):
         efs.unmount_all(settings, run.task_id)
     with step("writable layers"):
