@@ -12,6 +12,9 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     insecure_registries = ["registry.test:5000"]   # plain HTTP; loopback needs no entry
     ecr_endpoint_url = "http://127.0.0.1:4566"     # where GetAuthorizationToken is asked
     image_backend = "auto"               # or file, loop, directory: how images are mounted
+    log_drivers = "ship"                 # or local: logs are sent nowhere
+    log_max_bytes = 10485760             # of one file of a container's log, at least 131072
+    log_max_files = 3                    # kept of each container's log, at least 2
     storage_backend = "auto"             # or loop; unlimited: ephemeralStorage is no limit
     allow_privileged = false             # whether EC2's `privileged` containers may run
     assume_roles = false                 # true: secrets, files and logins with executionRoleArn
@@ -118,6 +121,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     insecure_registries: tuple[str, ...] = ()
     ecr_endpoint_url: str | None = None
     image_backend: Literal["auto", "file", "loop", "directory"] = "auto"
+    log_drivers: Literal["ship", "local"] = "ship"
+    """`local`: what a definition's log drivers would send stays in the log files of this host."""
+    log_max_bytes: Annotated[int, msgspec.Meta(ge=131072, le=2**40)] = 10 * 2**20
+    """At least what the shim reads at once, and two files: so the bound holds exactly, and a reader
+    that keeps up finds the rest of the file that it was reading."""
+    log_max_files: Annotated[int, msgspec.Meta(ge=2, le=1000)] = 3
     storage_backend: Literal["auto", "loop", "unlimited"] = "auto"
     allow_privileged: bool = False
     beyond_fargate: BeyondFargate = BeyondFargate()
@@ -185,6 +194,7 @@ _VARIABLES = {
     "cluster": "FARGATELITE_CLUSTER",
     "ecr_endpoint_url": "FARGATELITE_ECR_ENDPOINT_URL",
     "image_backend": "FARGATELITE_IMAGE_BACKEND",
+    "log_drivers": "FARGATELITE_LOG_DRIVERS",
     "storage_backend": "FARGATELITE_STORAGE_BACKEND",
 }
 _PREFIX = re.compile(r"[A-Z][A-Z0-9_]{2,}_", re.ASCII)

@@ -41,7 +41,7 @@ _REQUEST = struct.Struct("<IHHII")
 _EVENT = struct.Struct("<IHHIiQQQiI")
 _FAILURE = struct.Struct("<iHH24s200s")
 _OUTPUT_BYTES = 4096
-_START, _SIGNAL, _STATUS, _SHUTDOWN = 1, 2, 3, 4
+_START, _SIGNAL, _STATUS, _SHUTDOWN, _LOG_READ = 1, 2, 3, 4, 5
 _START_STREAMS, _START_TERMINAL = 1, 2
 _READY, _STARTED, _FAILED, _EXITED, _STATUS_EVENT, _REFUSED = 1, 2, 3, 4, 5, 6
 
@@ -335,6 +335,15 @@ class Shim:
     def signal_process(self, number: int, signal: int) -> None:
         """Sends a signal to a process by its pidfd; a process that is gone answers `Refused`."""
         self._request(_SIGNAL, number, signal)
+
+    def tell_log_read(self, number: int, count: int) -> None:
+        """Tells that `count` (below 2^32) more bytes of a process's log were read; one that waits
+        for that (operation `log_hold`) goes on. From any thread.
+
+        Raises: BlockingIOError when the shim is behind with its requests; OSError when it is gone.
+        """
+        message = _REQUEST.pack(_MAGIC, _VERSION, _LOG_READ, number, count)
+        self._connection.sendmsg([message], [], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
     def request_status(self) -> None:
         """Asks for one ProcessStatus per live process, then Ready."""

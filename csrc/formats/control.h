@@ -17,6 +17,7 @@ enum request_type {
     REQUEST_SIGNAL = 2,   /* process, value = signal */
     REQUEST_STATUS = 3,   /* answered by one EVENT_STATUS per live process and EVENT_READY */
     REQUEST_SHUTDOWN = 4, /* end the shim; refused (EVENT_REFUSED) while processes live */
+    REQUEST_LOG_READ = 5, /* process, value = bytes of its log that were read since the last one */
 };
 
 /* What comes behind the plan's descriptor. */

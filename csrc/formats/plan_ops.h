@@ -12,7 +12,8 @@
 #define PLAN_OPS(X) \
     X(NAMESPACES, 1, 0, "us") /* flags, cgroup */ \
     X(JOIN_PID, 2, 0, "u") /* process */ \
-    X(LOG, 3, 0, "s") /* path */ \
+    X(LOG, 3, 0, "suu") /* path, max_bytes, max_files */ \
+    X(LOG_HOLD, 9, 0, "u") /* bytes */ \
     X(CAPTURE, 4, 0, "u") /* max_bytes */ \
     X(STREAMS, 5, 0, "uu") /* uid, gid */ \
     X(STDIN, 7, 0, "") /*  */ \
@@ -59,6 +60,7 @@ enum op_code {
     OP_NAMESPACES = 1,
     OP_JOIN_PID = 2,
     OP_LOG = 3,
+    OP_LOG_HOLD = 9,
     OP_CAPTURE = 4,
     OP_STREAMS = 5,
     OP_STDIN = 7,

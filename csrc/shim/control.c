@@ -46,6 +46,10 @@ static int send_event(int fd, const struct event *event, const char *output, con
 
 void control_drop(struct shim *shim, int connection) {
     close_descriptor(&shim->connections[connection]); /* leaves the epoll set by being closed */
+    for (int i = 0; i < MAX_CONNECTIONS; i++)
+        if (shim->connections[i] >= 0)
+            return;
+    processes_release(shim);
 }
 
 void control_broadcast(struct shim *shim, const struct event *event, const char *output) {
@@ -149,6 +153,12 @@ static void dispatch(struct shim *shim, int connection, const struct request *re
     case REQUEST_STATUS:
         do_status(shim, connection);
         return;
+    case REQUEST_LOG_READ: {
+        struct process *process = process_find(shim, request->process);
+        if (process) /* else it has ended, and waits for nothing */
+            process_log_read(shim, process, request->value);
+        return;
+    }
     case REQUEST_SHUTDOWN:
         if (process_count(shim) == 0)
             _exit(0);

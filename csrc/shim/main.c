@@ -86,14 +86,15 @@ size_t process_count(const struct shim *shim) {
 
 static void process_clear(struct process *process) {
     memset(process, 0, sizeof *process);
-    process->pidfd = process->status_fd = process->log_fd = process->trace_fd = -1;
+    process->pidfd = process->status_fd = process->trace_fd = -1;
+    process->log.fd = process->log.directory = -1;
     process->streams[0] = process->streams[1] = process->stdin_fd = process->terminal_fd = -1;
 }
 
 static void process_free(struct process *process) {
     close_descriptor(&process->pidfd);
     close_descriptor(&process->status_fd);
-    close_descriptor(&process->log_fd);
+    log_close(&process->log);
     close_descriptor(&process->trace_fd);
     if (process->trace)
         munmap(process->trace, TRACE_BYTES);
@@ -244,6 +245,42 @@ static void on_exit_of(struct shim *shim, struct process *process) {
     process_free(process);
 }
 
+/* Stops reading a process's streams: its pipes fill, and then its writes wait. Taken out of the set
+ * rather than silenced, since epoll reports a hang-up whatever it was asked for. */
+static void hold(struct shim *shim, struct process *process) {
+    for (int stream = 0; stream < 2; stream++)
+        if (process->streams[stream] >= 0)
+            epoll_ctl(shim->epoll_fd, EPOLL_CTL_DEL, process->streams[stream], NULL);
+    process->is_held = true;
+}
+
+static void release(struct shim *shim, struct process *process) {
+    struct failure failure;
+    size_t index = (size_t)(process - shim->processes);
+    process->is_held = false;
+    for (size_t stream = 0; stream < 2; stream++)
+        if (process->streams[stream] >= 0 &&
+            watch(shim, process->streams[stream], DATA_PROCESS + index * KINDS + stream, &failure))
+            close_descriptor(&process->streams[stream]);
+}
+
+/* Somebody has read so much more of the log. */
+void process_log_read(struct shim *shim, struct process *process, uint64_t bytes) {
+    /* What it read of the run before a restart is not this run's. */
+    process->unread_bytes -= bytes < process->unread_bytes ? bytes : process->unread_bytes;
+    if (process->is_held && process->unread_bytes <= process->hold_bytes / 2)
+        release(shim, process);
+}
+
+/* Nobody is left who could read: nothing waits for that. */
+void processes_release(struct shim *shim) {
+    for (size_t i = 0; i < MAX_PROCESSES; i++) {
+        shim->processes[i].hold_bytes = 0;
+        if (shim->processes[i].used && shim->processes[i].is_held)
+            release(shim, &shim->processes[i]);
+    }
+}
+
 static void on_process(struct shim *shim, uint64_t data) {
     struct process *process = &shim->processes[data / KINDS];
     if (!process->used)
@@ -252,6 +289,8 @@ static void on_process(struct shim *shim, uint64_t data) {
     case KIND_STDOUT:
     case KIND_STDERR:
         stream_read(process, (int)(data % KINDS), false);
+        if (process->hold_bytes && process->unread_bytes > process->hold_bytes && !process->is_held)
+            hold(shim, process);
         return;
     case KIND_STATUS:
         if (process->status_fd >= 0)

@@ -1,16 +1,18 @@
 /* The shim: holds the processes of one task, interprets plans, knows no policy.
  *
  * Reading order: main.c (the loop), control.c (messages), plan.c (decoder), spawn.c (clone3 to
- * exec), ops.c (a function per operation), streams.c (logs). Before the first container every
- * failure is fatal and reported; after it none is.
+ * exec), ops.c (a function per operation), streams.c and logfile.c (logs). Before the first
+ * container every failure is fatal and reported; after it none is.
  */
 #ifndef FARGATELITE_SHIM_H
 #define FARGATELITE_SHIM_H
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "control.h"
@@ -70,6 +72,17 @@ struct plan {
     uint16_t op_count;
 };
 
+/* A bounded log (logfile.c). */
+struct log_file {
+    int directory;
+    int fd;
+    char name[NAME_MAX - 21]; /* rotated files have a dot and 20 digits more */
+    uint64_t begin;           /* place of the current file's first byte among all ever written */
+    uint64_t bytes;           /* in the current file */
+    uint64_t max_bytes;       /* of one file; 0: no bound */
+    uint64_t max_files;       /* with the current one */
+};
+
 struct process {
     bool used;
     uint32_t number;
@@ -79,9 +92,12 @@ struct process {
     int streams[2];  /* read ends: stdout, stderr; or the terminal in the first */
     int stdin_fd;    /* write end of a stdin that is kept open */
     int terminal_fd; /* where the child sends its terminal's master */
-    int log_fd;
-    bool running; /* execve succeeded */
-    bool failed;  /* `failure` holds */
+    struct log_file log;
+    uint64_t hold_bytes;   /* 0: never wait for a reader of the log */
+    uint64_t unread_bytes; /* written to the log, and not yet told to be read */
+    bool is_held;          /* its streams are not read until the log is */
+    bool running;          /* execve succeeded */
+    bool failed;           /* `failure` holds */
     struct failure failure;
     struct plan plan; /* for exec_in: its environment may hold secrets, which are nowhere else */
     bool is_guest;    /* started by a command that looks in: it has no exit record */
@@ -157,6 +173,12 @@ int do_exec_in(struct child *child, const struct op *op, struct failure *failure
 /* terminal.c */
 int do_terminal(struct child *child, const struct op *op, struct failure *failure);
 
+/* logfile.c */
+int log_open(struct log_file *log, int base, const char *path, uint64_t max_bytes,
+             uint64_t max_files, struct failure *failure);
+size_t log_write(struct log_file *log, const struct iovec *vectors, int count, size_t total);
+void log_close(struct log_file *log);
+
 /* streams.c */
 void stream_read(struct process *process, int stream, bool drain);
 
@@ -173,5 +195,7 @@ struct process *process_find(struct shim *shim, uint32_t number);
 int process_start(struct shim *shim, uint32_t number, int plan_fd,
                   const struct start_request *request, struct failure *failure);
 size_t process_count(const struct shim *shim);
+void process_log_read(struct shim *shim, struct process *process, uint64_t bytes);
+void processes_release(struct shim *shim);
 
 #endif

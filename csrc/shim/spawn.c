@@ -118,6 +118,9 @@ struct request_parts {
     uint64_t flags;
     const char *cgroup;
     const char *log;
+    uint64_t log_max_bytes;
+    uint64_t log_max_files;
+    uint64_t log_hold_bytes;
     const char *trace;
     uint64_t capture_bytes;
     bool has_owner;
@@ -157,6 +160,11 @@ static int read_parent_ops(struct shim *shim, const struct plan *plan, struct re
             break;
         case OP_LOG:
             parts->log = a[0].bytes.data;
+            parts->log_max_bytes = a[1].number;
+            parts->log_max_files = a[2].number;
+            break;
+        case OP_LOG_HOLD:
+            parts->log_hold_bytes = a[0].number;
             break;
         case OP_TRACE:
             parts->trace = a[0].bytes.data;
@@ -255,10 +263,10 @@ int spawn_process(struct shim *shim, const struct plan *plan, const struct start
     if (read_parent_ops(shim, plan, &parts, failure))
         return -failure->error;
     if (parts.log) {
-        process->log_fd = openat(shim->run_fd, parts.log,
-                                 O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-        if (process->log_fd < 0)
-            return FAIL(failure, "openat", parts.log);
+        if (log_open(&process->log, shim->run_fd, parts.log, parts.log_max_bytes,
+                     parts.log_max_files, failure))
+            return -failure->error;
+        process->hold_bytes = parts.log_hold_bytes;
     }
     if (parts.capture_bytes) {
         process->captured = malloc(parts.capture_bytes);

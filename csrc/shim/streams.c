@@ -5,7 +5,8 @@
  *
  * A piece is written as soon as it is read, so a prompt without newline is seen at once, nothing is
  * kept in memory, and the bytes can be put together again exactly. A log that cannot be written
- * never blocks the container: the bytes are counted and dropped.
+ * never blocks the container: the bytes are counted and dropped. One whose reader must not lose a
+ * line (operation log_hold) does: main.c stops reading the streams until it has caught up.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -39,11 +40,9 @@ static void capture(struct process *process, const char *data, size_t length) {
 }
 
 static void write_all(struct process *process, struct iovec *vectors, int count, size_t total) {
-    ssize_t wrote = writev(process->log_fd, vectors, count);
-    if (wrote < 0)
-        wrote = 0;
-    /* A short write leaves a torn line; the reader treats what is no record as such. */
-    process->dropped_log_bytes += total - (size_t)wrote;
+    size_t wrote = log_write(&process->log, vectors, count, total);
+    process->dropped_log_bytes += total - wrote;
+    process->unread_bytes += wrote;
 }
 
 static size_t format_prefix(char *out, size_t room, const char *stream) {
@@ -98,7 +97,7 @@ void stream_read(struct process *process, int stream, bool drain) {
             return;
         }
         capture(process, buffer, (size_t)got);
-        if (process->log_fd >= 0)
+        if (process->log.directory >= 0)
             log_chunk(process, stream, buffer, (size_t)got);
         drained += (size_t)got;
         if (!drain || drained >= MAX_DRAIN)

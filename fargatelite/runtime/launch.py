@@ -393,6 +393,8 @@ def make_spec(
         id_base=slot.uid_base,
         hostname=hostname,
         log_path=str(settings.records / task_id / "logs" / f"{container.name}.log"),
+        log_max_bytes=settings.log_max_bytes,
+        log_max_files=settings.log_max_files,
         join_files=cgroup.join_files,
         clone_into=cgroup.clone_into,
         seccomp=privileges.seccomp,

@@ -102,6 +102,11 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     id_base: int
     hostname: str
     log_path: str
+    log_max_bytes: int = 0
+    """Of one log file, of which `log_max_files` are kept; 0: no bound."""
+    log_max_files: int = 0
+    log_hold_bytes: int = 0
+    """Unread bytes of the log at which the container's writes wait for a driver; 0: never."""
     join_files: tuple[str, ...]
     clone_into: str | None
     seccomp: bytes
@@ -275,7 +280,8 @@ def compile_container(spec: ContainerSpec) -> Plan:
             spec.clone_into or "",
         ),
         *((op("join_pid", spec.pid_holder),) if spec.pid_holder is not None else ()),
-        op("log", spec.log_path),
+        op("log", spec.log_path, spec.log_max_bytes, spec.log_max_files),
+        *((op("log_hold", spec.log_hold_bytes),) if spec.log_hold_bytes else ()),
         *((op("stdin"),) if spec.has_stdin else ()),
         op("streams", base + process.user.uid, base + process.user.gid),
         *compile_id_maps(

@@ -76,7 +76,15 @@ OPERATIONS: dict[str, Operation] = {
             "join_pid", 2, "parent", "process:u",
             "start in the pid namespace of another process, which only clone3 can enter",
         ),
-        _operation("log", 3, "parent", "path:s", "append stdout and stderr to this file"),
+        _operation(
+            "log", 3, "parent", "path:s max_bytes:u max_files:u",
+            "append stdout and stderr to this file; rotated at max_bytes (0: never), "
+            "max_files are kept",
+        ),
+        _operation(
+            "log_hold", 9, "parent", "bytes:u",
+            "stop reading stdout and stderr while so many bytes of the log are unread",
+        ),
         _operation("capture", 4, "parent", "max_bytes:u", "keep the end of stdout and stderr"),
         _operation("streams", 5, "parent", "uid:u gid:u", "owner of the stdout and stderr pipes"),
         _operation("stdin", 7, "parent", "", "keep stdin open: nothing to read, no end of file"),

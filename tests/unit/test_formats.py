@@ -34,6 +34,7 @@ CONSTANTS = {
     "START_TERMINAL": ("control.h", shim._START_TERMINAL),
     "REQUEST_SIGNAL": ("control.h", shim._SIGNAL),
     "REQUEST_STATUS": ("control.h", shim._STATUS),
+    "REQUEST_LOG_READ": ("control.h", shim._LOG_READ),
     "REQUEST_SHUTDOWN": ("control.h", shim._SHUTDOWN),
     "EVENT_READY": ("control.h", shim._READY),
     "EVENT_STARTED": ("control.h", shim._STARTED),
