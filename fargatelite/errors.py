@@ -21,6 +21,8 @@
     ├── CgroupFailed            ecs_name ResourceInitializationError
     ├── StorageFailed           ecs_name ResourceInitializationError
     ├── AwsFailed               ecs_name ResourceInitializationError: secret, file or role
+    ├── LogDriverFailed         ecs_name ResourceInitializationError
+    │   └── LogEndpointUnavailable  nobody answers where logs go; retried
     ├── TaskNotFound            no live or recorded task has that id
     ├── TaskAmbiguous           a shortened id fits more than one task
     ├── TaskBusy                another process supervises the task
@@ -43,6 +45,8 @@ __all__ = [
     "ImageNotFound",
     "InvalidReference",
     "InvalidTaskDefinition",
+    "LogDriverFailed",
+    "LogEndpointUnavailable",
     "NetworkFailed",
     "RegistryDenied",
     "RegistryLoginFailed",
@@ -204,11 +208,23 @@ class StorageFailed(FargateliteError):
     ecs_name = "ResourceInitializationError"
 
 
+class LogDriverFailed(FargateliteError):
+    """A container's log driver could not be prepared: a group, an endpoint or an option."""
+
+    ecs_name = "ResourceInitializationError"
+
+
 class AwsFailed(FargateliteError):
     """What a definition takes from AWS, or from the host in its place, cannot be had: a secret, an
     environment file, a role's credentials."""
 
     ecs_name = "ResourceInitializationError"
+
+
+class LogEndpointUnavailable(LogDriverFailed):
+    """Nobody answers where logs go, or not now; the same may succeed later."""
+
+    retryable = True
 
 
 class TaskNotFound(FargateliteError):

@@ -14,6 +14,7 @@ from fargatelite.errors import StateCorrupt
 __all__ = [
     "ContainerEvent",
     "Event",
+    "LogsDroppedEvent",
     "PullEvent",
     "StateChange",
     "TaskEvent",
@@ -69,7 +70,23 @@ class StateChange(msgspec.Struct, frozen=True, kw_only=True, rename="camel", tag
     event: dict[str, Any]
 
 
-Event = TaskEvent | ContainerEvent | PullEvent | StateChange
+class LogsDroppedEvent(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", tag="logsDropped"
+):
+    """A container's log did not reach its endpoint in full. Totals since the task started:
+    `records` with `bytes`, and `unread_bytes` of the log file that were rotated away unread."""
+
+    task_id: str
+    at_ns: int
+    container: str
+    log_driver: str
+    records: int
+    bytes: int
+    unread_bytes: int
+    reason: str
+
+
+Event = TaskEvent | ContainerEvent | PullEvent | StateChange | LogsDroppedEvent
 
 
 def events_path(records: Path, task_id: str) -> Path:

@@ -23,7 +23,7 @@ from fargatelite.host import Host, read_boot_id
 from fargatelite.meter.ledger import LedgerHeader
 from fargatelite.network.slot import PortPublication, Slot
 from fargatelite.rundir import RunDirectory
-from fargatelite.runtime import launch, record
+from fargatelite.runtime import launch, record, shipping
 from fargatelite.runtime import task as machine
 from fargatelite.runtime.close import close_state
 from fargatelite.runtime.container_files import resolv_conf_of, write_container_files
@@ -31,6 +31,7 @@ from fargatelite.runtime.describe import TaskFacts, describe_state_change
 from fargatelite.runtime.events import (
     ContainerEvent,
     Event,
+    LogsDroppedEvent,
     PullEvent,
     StateChange,
     TaskEvent,
@@ -147,6 +148,8 @@ class SupervisedTask:
         self._requests_watch: int | None = None
         self._is_faulty = False
         self._leftovers: list[str] = []
+        self._logs = shipping.prepare(self.settings, run, definition, facts, self._logs_dropped)
+        self._dropped: dict[str, LogsDroppedEvent] = {}
         self._volume_lock = threading.Lock()
         self._secret_files: SecretFiles | None = None
         self._working = threading.Condition()
@@ -188,6 +191,7 @@ class SupervisedTask:
             publish=self._publish,
             phases=tuple(self.timeline.phases),
             leftovers=tuple(self._leftovers),
+            logs_dropped=tuple(self._dropped.values()),
         )
 
     def _post_event(self, event: machine.Event) -> None:
@@ -301,8 +305,7 @@ class SupervisedTask:
             case machine.RestartContainer(name=name):
                 self._submit(lambda: self._restart_container(name))
             case machine.SignalContainer(name=name):
-                image = self._containers[name].image
-                self._signal(name, stop_signal_of(image.config.stop_signal if image else None))
+                self._ask_to_stop(name)
             case machine.KillContainer(name=name):
                 self._signal(name, signal.SIGKILL)
             case machine.RunHealthCheck(name=name):
@@ -320,6 +323,15 @@ class SupervisedTask:
             case machine.Finished():
                 self._finish()
 
+    def _ask_to_stop(self, name: str) -> None:
+        image = self._containers[name].image
+        number = stop_signal_of(image.config.stop_signal if image else None)
+        if self._logs is not None and self._logs.is_router(name):
+            logs = self._logs
+            self._submit(lambda: logs.drain_into_router(lambda: self._signal(name, number)))
+        else:
+            self._signal(name, number)
+
     def _fire(self, key: machine.TimerKey) -> None:
         self._timers.pop(key, None)
         self._feed(machine.TimerFired(at_ns=time.time_ns(), key=key))
@@ -336,6 +348,9 @@ class SupervisedTask:
 
     def _provision(self) -> None:
         try:
+            if self._logs is not None:
+                with self.timeline.phase("log drivers"):
+                    self._logs.open()
             launched = launch.provision(
                 self.settings, self.run, self.definition, self._publish, self.timeline,
                 self._address,
@@ -502,6 +517,9 @@ class SupervisedTask:
                     pid_holder=launch.PID_HOLDER if self.definition.pid_mode == "task" else None,
                     launch_type=self.facts.launch_type,
                 )
+                if self._logs is not None:
+                    held.spec = self._logs.wire(name, held.spec)
+                    self._logs.start(name, launched.shim, held.number)
                 held.plan = compile_container(held.spec)
                 data = encode_plan(held.plan)
                 self.run.write_guest_plan(name, encode_plan(compile_guest(held.spec)))
@@ -693,6 +711,13 @@ class SupervisedTask:
                     )
                 )
 
+    def _logs_dropped(self, event: LogsDroppedEvent) -> None:
+        def tell() -> None:
+            self._dropped[event.container] = event
+            self._emit(event)
+
+        self.supervisor.post(tell, self)
+
     # ---- health checks ----
 
     def _run_health_check(self, name: str) -> None:
@@ -741,6 +766,10 @@ class SupervisedTask:
             self._sampler.remove(self.run.task_id)  # takes the last sample
         except OSError as error:
             logger.error("task %s: ledger: %s", self.run.task_id, error)
+
+        if self._logs is not None:
+            with self.timeline.phase("logs"):
+                self._logs.drain()
 
         def release() -> None:
             if any(held.image is not None for held in self._containers.values()):

@@ -15,6 +15,7 @@ from fargatelite.errors import StateCorrupt, TaskAmbiguous, TaskNotFound
 from fargatelite.network.slot import PortPublication, Slot
 from fargatelite.rundir import RunDirectory, replace_file
 from fargatelite.runtime.describe import TaskFacts, describe_task
+from fargatelite.runtime.events import LogsDroppedEvent
 from fargatelite.runtime.task import TaskState
 from fargatelite.runtime.trace import Phase
 from fargatelite.settings import Settings
@@ -46,6 +47,8 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     publish: tuple[PortPublication, ...] = ()
     phases: tuple[Phase, ...] = ()
     leftovers: tuple[str, ...] = ()
+    logs_dropped: tuple[LogsDroppedEvent, ...] = ()
+    """The last one of each container that has lost some."""
 
     @property
     def task_id(self) -> str:

@@ -26,7 +26,7 @@ from fargatelite.runtime.dependencies import (
 )
 
 if TYPE_CHECKING:
-    from fargatelite.taskdef.fields import TaskDefinition
+    from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
 
 __all__ = [
     "TASK_STATUS_ORDER",
@@ -347,19 +347,31 @@ class Finished(Action, frozen=True):
     """The task is STOPPED; the last action."""
 
 
+def _dependencies(container: ContainerDefinition, router: str | None) -> tuple[Dependency, ...]:
+    """As defined; who logs through a FireLens router starts after it, and stops before."""
+    dependencies = [
+        Dependency(container=item.container_name, condition=Condition(item.condition))
+        for item in container.depends_on
+    ]
+    log = container.log_configuration
+    is_routed = log is not None and log.log_driver == "awsfirelens"
+    known = {dependency.container for dependency in dependencies}
+    if router is not None and is_routed and router not in known:
+        dependencies.append(Dependency(container=router, condition=Condition.START))
+    return tuple(dependencies)
+
+
 def new_state(definition: TaskDefinition, task_id: str, created_at_ns: int) -> TaskState:
     """The state of a task before its first event."""
     containers = []
+    router = next((c.name for c in definition.containers if c.firelens_configuration), None)
     for container in definition.containers:
         check, policy = container.health_check, container.restart_policy
         containers.append(
             ContainerState(
                 name=container.name,
                 essential=container.essential,
-                depends_on=tuple(
-                    Dependency(container=item.container_name, condition=Condition(item.condition))
-                    for item in container.depends_on
-                ),
+                depends_on=_dependencies(container, router),
                 start_timeout_s=container.start_timeout_s,
                 stop_timeout_s=container.stop_timeout_s,
                 health_policy=HealthPolicy(

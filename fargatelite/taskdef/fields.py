@@ -179,7 +179,8 @@ _EFS_TRANSPORT = Recorded(
 _SYSCTL = Effect("sandbox.compile.compile_sysctls", "4.6")
 _SECRET = Effect("aws.secrets.resolve_secrets", "2.5")
 _REGISTRY_LOGIN = Effect("runtime.inputs.TaskInputs.registry_credentials", "2.5")
-_LOGGING = NotYet()
+_LOGGING = Effect("logdrivers.build.build_driver", "2.8")
+_FIRELENS = Effect("runtime.shipping.TaskLogs.wire", "2.8")
 _ENVIRONMENT_FILE = Effect("aws.environment_files.fetch_environment_files", "2.4")
 
 
@@ -229,7 +230,8 @@ class VolumeFrom(_Shape, frozen=True, kw_only=True):
 
 
 class LogConfiguration(_Shape, frozen=True, kw_only=True):
-    """LogConfiguration (contract 2.8)."""
+    """LogConfiguration (contract 2.8). Without one, output is in the local log alone, for
+    `fargatelite logs`; Fargate discards it."""
 
     log_driver: Annotated[str, _LOGGING]
     options: Annotated[dict[str, str], _LOGGING] = {}
@@ -246,8 +248,8 @@ class SystemControl(_Shape, frozen=True, kw_only=True):
 class FirelensConfiguration(_Shape, frozen=True, kw_only=True):
     """FirelensConfiguration (contract 2.8)."""
 
-    type: Annotated[str, _LOGGING, OneOf(("fluentd", "fluentbit"))]
-    options: Annotated[dict[str, str], _LOGGING] = {}
+    type: Annotated[str, _FIRELENS, OneOf(("fluentd", "fluentbit"))]
+    options: Annotated[dict[str, str], _FIRELENS] = {}
 
 
 class Tmpfs(_Shape, frozen=True, kw_only=True):
@@ -373,7 +375,7 @@ class ContainerDefinition(_Shape, frozen=True, kw_only=True):
     pseudo_terminal: Annotated[bool, Effect("sandbox.compile.compile_container")] = False
     log_configuration: Annotated[LogConfiguration | None, _LOGGING] = None
     system_controls: Annotated[tuple[SystemControl, ...], _SYSCTL] = ()
-    firelens_configuration: Annotated[FirelensConfiguration | None, _LOGGING] = None
+    firelens_configuration: Annotated[FirelensConfiguration | None, _FIRELENS] = None
 
     links: Annotated[
         tuple[str, ...],

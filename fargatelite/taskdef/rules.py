@@ -11,6 +11,7 @@ from fargatelite.taskdef.problems import Problem, Problems, each_container, prob
 from fargatelite.taskdef.rules_aws import AWS_RULES
 from fargatelite.taskdef.rules_container import CONTAINER_RULES, check_names
 from fargatelite.taskdef.rules_host import check_host_members, check_modes
+from fargatelite.taskdef.rules_logging import check_logging
 from fargatelite.taskdef.rules_resources import RESOURCE_RULES
 from fargatelite.taskdef.sizes import SIZES
 
@@ -239,7 +240,7 @@ LATER_RULES: tuple[Rule, ...] = (
     _for_any(check_execution_role),
     _for_any(check_platform),
     _for_any(_proxy),
-    *(_for_any(rule) for rule in (*AWS_RULES, *RESOURCE_RULES)),
+    *(_for_any(rule) for rule in (*AWS_RULES, *RESOURCE_RULES, check_logging)),
     check_modes,
     check_host_members,
     _for_any(check_tags),

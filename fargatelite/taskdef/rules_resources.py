@@ -1,11 +1,11 @@
-"""Fargate's rules about volumes, mounts, logging, sysctls and restarts (contract 2.6-2.9, 3.8,
+"""Fargate's rules about volumes, mounts, sysctls and restarts (contract 2.6-2.9, 3.8,
 4.6), a function each."""
 
 from __future__ import annotations
 
 import re
 
-from fargatelite.taskdef.fields import ContainerDefinition, EfsVolume, TaskDefinition, Volume
+from fargatelite.taskdef.fields import EfsVolume, TaskDefinition, Volume
 from fargatelite.taskdef.problems import Problems, each_container, problem
 
 __all__ = ["RESOURCE_RULES", "TMPFS_OPTIONS"]
@@ -14,7 +14,6 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,255}", re.ASCII)
 _FILE_SYSTEM = re.compile(r"fs-[0-9a-f]{8,40}", re.ASCII)
 _SYSCTL = re.compile(r"[a-z0-9_]+([./][A-Za-z0-9_:@*-]+)+", re.ASCII)
 
-LOG_DRIVERS = ("awslogs", "splunk", "awsfirelens")
 IPC_SYSCTLS = frozenset(
     "kernel.msgmax kernel.msgmnb kernel.msgmni kernel.sem kernel.shmall kernel.shmmax "
     "kernel.shmmni kernel.shm_rmid_forced".split()
@@ -185,92 +184,6 @@ def _check_volumes_from_cycle(task: TaskDefinition) -> Problems:
         )
 
 
-# ---- logging ----
-
-
-def check_logging(task: TaskDefinition) -> Problems:
-    """Contract 2.8, 2.9."""
-    routers = [item.name for item in task.containers if item.firelens_configuration is not None]
-    for path, container in each_container(task):
-        log = container.log_configuration
-        if log is not None:
-            yield from _check_log(task, f"{path}.logConfiguration", container, routers)
-        firelens = container.firelens_configuration
-        if firelens is None:
-            continue
-        where = f"{path}.firelensConfiguration"
-        if container.name != routers[0]:
-            yield problem(where, "Only one container can have a firelens configuration.")
-        kind = firelens.options.get("config-file-type")
-        if kind not in (None, "file"):
-            yield problem(
-                f"{where}.options.config-file-type",
-                "Fargate supports only the config-file-type 'file'.", kind, "file",
-            )  # fmt: skip
-
-
-_REQUIRED_OPTIONS = {
-    "awslogs": ("awslogs-group", "awslogs-region"),
-    "splunk": ("splunk-url",),
-    "awsfirelens": (),
-}
-
-
-def _check_log(
-    task: TaskDefinition, where: str, container: ContainerDefinition, routers: list[str]
-) -> Problems:
-    log = container.log_configuration
-    assert log is not None
-    driver, options = log.log_driver, log.options
-    if driver not in LOG_DRIVERS:
-        yield problem(
-            f"{where}.logDriver",
-            f"{driver} is not a valid log driver. Must be one of [awslogs,splunk,awsfirelens]",
-            driver, ", ".join(LOG_DRIVERS),
-        )  # fmt: skip
-        return
-    missing = [name for name in _REQUIRED_OPTIONS[driver] if not options.get(name)]
-    secret = {item.name for item in log.secret_options}
-    if driver == "splunk" and "splunk-token" not in secret and not options.get("splunk-token"):
-        missing.append("splunk-token")
-    if missing:
-        yield problem(
-            f"{where}.options", f"Log driver {driver} requires options: {', '.join(missing)}"
-        )
-    mode = options.get("mode")
-    if mode not in (None, "blocking", "non-blocking"):
-        yield problem(
-            f"{where}.options.mode", "Invalid log driver mode.", mode, "blocking, non-blocking"
-        )
-    if driver == "awslogs":
-        if not options.get("awslogs-stream-prefix"):
-            yield problem(
-                f"{where}.options",
-                "Fargate requires log configuration options to include awslogs-stream-prefix to "
-                "support log driver awslogs.",
-            )
-        if {"awslogs-datetime-format", "awslogs-multiline-pattern"} <= set(options):
-            yield problem(
-                f"{where}.options",
-                "You cannot configure log opt awslogs-datetime-format and "
-                "awslogs-multiline-pattern at the same time.",
-            )
-        if not task.execution_role_arn:
-            yield problem(
-                where,
-                "Fargate requires task definition to have execution role ARN to support log "
-                "driver awslogs.",
-            )
-    if driver == "awsfirelens" and not routers:
-        yield problem(
-            where,
-            "When awsfirelens log driver is specified in log configuration, a firelens "
-            "configuration object must be configured in one of the containers.",
-        )
-    if driver == "awsfirelens" and container.name in routers:
-        yield problem(where, "The firelens container cannot send its own logs to itself.")
-
-
 # ---- the rest ----
 
 
@@ -315,7 +228,6 @@ def check_restart_policies(task: TaskDefinition) -> Problems:
 RESOURCE_RULES = (
     check_volumes,
     check_mounts,
-    check_logging,
     check_system_controls,
     check_restart_policies,
 )
