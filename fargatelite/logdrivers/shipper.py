@@ -45,6 +45,7 @@ _SENDERS = 8  # threads; each is busy for as long as one request takes
 _READ_BYTES = 2**20  # of one log before the others have their turn
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.1, 10.0
 _TELL_S = 0.05  # until a shim that was behind is told again
+_FAULT_S = 10.0
 _REPORT_S = 10.0  # between two reports of what a container has lost
 _NEVER = float("inf")
 
@@ -316,7 +317,9 @@ class Shipper:
         deadline = time.monotonic() + timeout_s
         self._post(lambda: self._end(ending, deadline))
         for shipment in ending:
-            shipment.done.wait()
+            # The bound is for a fault of ours: no task may wait for its logs without end.
+            if not shipment.done.wait(max(0.0, deadline - time.monotonic()) + _FAULT_S):
+                logger.error("%s: the shipper did not end it", shipment.label)
 
     def _post(self, job: Callable[[], None]) -> None:
         self._inbox.put(job)
@@ -341,8 +344,9 @@ class Shipper:
 
     def _end(self, shipments: list[Shipment], deadline: float) -> None:
         for shipment in shipments:
-            shipment.end(deadline)
-            self._ready.add(shipment)
+            if shipment in self._shipments:  # else it is over already, which may be asked twice
+                shipment.end(deadline)
+                self._ready.add(shipment)
 
     def _look(self) -> None:
         assert self._inotify is not None

@@ -1,0 +1,113 @@
+"""The shipper with real files, and a driver whose endpoint is a list."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from fargatelite.errors import LogDriverFailed, LogEndpointUnavailable
+from fargatelite.logdrivers.driver import Buffer, LogRecord, Message, Request
+from fargatelite.logdrivers.shipper import Dropped, Shipment, Shipper
+
+
+class ListDriver:
+    """Sends to a list; fails as told."""
+
+    name = "list"
+    hold_s = 0.0
+
+    def __init__(self, *failures: Exception, max_bytes: int = 2**20) -> None:
+        self.buffer = Buffer(is_blocking=False, max_bytes=max_bytes)
+        self.request = Request(max_bytes=2**20, max_messages=10, linger_s=0.0)
+        self.got: list[str] = []
+        self._failures = list(failures)
+
+    def open(self) -> None: ...
+
+    def shape(self, record: LogRecord) -> list[Message]:
+        return [Message(record.at_ns, record.text)]
+
+    def flush(self) -> list[Message]:
+        return []
+
+    def cut(self, queue: Sequence[Message]) -> int:
+        return min(10, len(queue))
+
+    def send(self, messages: list[Message]) -> int:
+        if self._failures:
+            raise self._failures.pop(0)
+        self.got += [message.body.decode() for message in messages]
+        return 0
+
+    def close(self) -> None: ...
+
+
+def write(path: Path, *texts: str) -> None:
+    with open(path, "a") as file:
+        for text in texts:
+            file.write(f"2026-11-24T11:50:40.123456789Z stdout F {text}\n")
+
+
+def shipment(path: Path, driver: ListDriver, reports: list[Dropped]) -> Shipment:
+    return Shipment("app", path, driver, on_dropped=reports.append, tell_read=None)
+
+
+@pytest.fixture(scope="module")
+def shipper() -> Shipper:
+    return Shipper()
+
+
+def test_an_end_may_be_asked_for_twice(tmp_path: Path, shipper: Shipper) -> None:
+    """A container that logs through a router is drained before the router stops, and again with
+    its task; the second time ended the shipper's thread, and every task waited for ever."""
+    write(tmp_path / "app.log", "a")
+    driver = ListDriver()
+    first = shipment(tmp_path / "app.log", driver, [])
+    shipper.add(first)
+    shipper.end([first], 5)
+    shipper.end([first], 5)
+    second = shipment(tmp_path / "app.log", driver, [])
+    shipper.add(second)
+    shipper.end([second], 5)
+    assert driver.got == ["a", "a"]
+    assert any(t.name == "fargatelite-shipper" for t in threading.enumerate())
+
+
+def test_failures_are_retried_and_order_holds(tmp_path: Path, shipper: Shipper) -> None:
+    reports: list[Dropped] = []
+    driver = ListDriver(LogEndpointUnavailable("down"), LogEndpointUnavailable("down"))
+    made = shipment(tmp_path / "app.log", driver, reports)
+    shipper.add(made)
+    write(tmp_path / "app.log", *map(str, range(35)))
+    shipper.end([made], 10)
+    assert driver.got == [*map(str, range(35))]
+    assert reports == []
+
+
+def test_what_is_refused_or_late_is_counted(tmp_path: Path, shipper: Shipper) -> None:
+    reports: list[Dropped] = []
+    down = [LogEndpointUnavailable("down")] * 1000
+    made = shipment(tmp_path / "app.log", ListDriver(LogDriverFailed("no"), *down), reports)
+    write(tmp_path / "app.log", *["12345"] * 25)
+    shipper.add(made)
+    shipper.end([made], 0.5)
+    assert (made.dropped.records, made.dropped.bytes) == (25, 125)
+    assert reports[-1] == made.dropped
+    assert made.dropped.reason == "down"
+
+
+def test_a_fault_of_a_driver_ends_only_its_own_log(tmp_path: Path, shipper: Shipper) -> None:
+    class Broken(ListDriver):
+        def shape(self, record: LogRecord) -> list[Message]:
+            raise RuntimeError("a fault")
+
+    write(tmp_path / "app.log", "a")
+    broken, driver = shipment(tmp_path / "app.log", Broken(), []), ListDriver()
+    fine = shipment(tmp_path / "app.log", driver, [])
+    shipper.add(broken)
+    shipper.add(fine)
+    shipper.end([broken, fine], 5)
+    assert driver.got == ["a"]
