@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 from fargatelite.errors import LogDriverFailed, LogEndpointUnavailable
 from fargatelite.logdrivers.driver import BLOCKING_BYTES, Buffer, LogRecord, Message, Request
 from fargatelite.logdrivers.lines import cut_text
-from fargatelite.taskdef.log_options import buffer_bytes, datetime_pattern, is_true
+from fargatelite.taskdef.log_options import buffer_bytes, datetime_pattern, is_true, stream_name
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
-__all__ = ["AwsLogs", "stream_name"]
+__all__ = ["AwsLogs"]
 
 EVENT_OVERHEAD_BYTES = 26
 MAX_EVENT_BYTES = 256 * 1024 - EVENT_OVERHEAD_BYTES
@@ -35,11 +35,6 @@ MAX_SPAN_NS = 24 * 3600 * 10**9
 MULTILINE_HOLD_S = 5.0  # moby: an event ends when no line came for that long
 _OPEN_TIMEOUTS_S = (2.0, 3.0)  # connect, read
 _SEND_TIMEOUTS_S = (3.0, 10.0)
-
-
-def stream_name(prefix: str, container: str, task_id: str) -> str:
-    """Contract 2.8."""
-    return f"{prefix}/{container}/{task_id}"
 
 
 @functools.lru_cache(maxsize=16)  # a client takes 50 ms, and threads may share it

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fargatelite import names
-from fargatelite.logdrivers.awslogs import AwsLogs, stream_name
+from fargatelite.logdrivers.awslogs import AwsLogs
 from fargatelite.logdrivers.driver import LogDriver
 from fargatelite.logdrivers.firelens import Firelens
 from fargatelite.logdrivers.splunk import Source, Splunk
 from fargatelite.names import TaskId
 from fargatelite.taskdef.fields import ContainerDefinition
 
-__all__ = ["build_driver", "shown_options"]
+__all__ = ["build_driver"]
 
 
 def build_driver(
@@ -28,7 +28,7 @@ def build_driver(
     """None without a logConfiguration: Fargate discards such output (contract 2.2), here it is in
     the local log alone.
 
-    `secrets` are values by `valueFrom`; `sockets` is what the router has at /var/run.
+    `secrets` are the values of its `secretOptions`; `sockets` is what the router has at /var/run.
     """
     log = container.log_configuration
     if log is None:
@@ -38,7 +38,6 @@ def build_driver(
         case "awslogs":
             return AwsLogs(log.options, container.name, task_id)
         case "splunk":
-            secret = {item.name: secrets[item.value_from] for item in log.secret_options}
             source = Source(
                 container_id=container_id,
                 name=container.name,
@@ -47,24 +46,9 @@ def build_driver(
                 labels=container.docker_labels,
                 environment={item.name: item.value for item in container.environment},
             )
-            options = log.options | {k: v for k, v in secret.items() if k != "splunk-token"}
-            token = secret.get("splunk-token") or log.options["splunk-token"]
+            options = log.options | {k: v for k, v in secrets.items() if k != "splunk-token"}
+            token = secrets.get("splunk-token") or log.options["splunk-token"]
             return Splunk(options, token, source)
         case "awsfirelens":
             return Firelens(log.options, container.name, task_id, container_id, sockets)
     raise AssertionError(f"log driver {log.log_driver} passed the rules")
-
-
-def shown_options(
-    container: ContainerDefinition, task_id: TaskId
-) -> tuple[str | None, dict[str, str]]:
-    """LogDriver and LogOptions of the metadata endpoint (contract 5.3): with the stream that was
-    resolved, without a token."""
-    log = container.log_configuration
-    if log is None:
-        return None, {}
-    options = {name: value for name, value in log.options.items() if name != "splunk-token"}
-    if log.log_driver == "awslogs":
-        prefix = options.get("awslogs-stream-prefix", "")
-        options["awslogs-stream"] = stream_name(prefix, container.name, task_id)
-    return log.log_driver, options

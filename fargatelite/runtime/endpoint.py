@@ -37,6 +37,7 @@ from fargatelite.runtime.describe import TaskFacts, container_uuid
 from fargatelite.runtime.task import ContainerState, TaskState
 from fargatelite.storage.ephemeral import RESERVED_MIB, read_use
 from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
+from fargatelite.taskdef.log_options import shown_options
 
 if TYPE_CHECKING:
     from fargatelite.metadata.server import MetadataServer
@@ -238,7 +239,7 @@ class TaskEndpoint:
                 if point.container_path is not None
             ),
             log_driver=logging.log_driver if logging is not None else None,
-            log_options=dict(logging.options) if logging is not None else {},
+            log_options=shown_options(definition, task_id),
             container_arn=names.container_arn(
                 facts.region, facts.account, facts.cluster, task_id,
                 container_uuid(state, item.name),

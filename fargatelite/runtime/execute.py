@@ -18,7 +18,7 @@ import msgspec
 
 from fargatelite import names
 from fargatelite.cgroups.detect import detect_driver
-from fargatelite.errors import AwsFailed, FargateliteError
+from fargatelite.errors import AwsFailed, FargateliteError, LogDriverFailed
 from fargatelite.host import Host, read_boot_id
 from fargatelite.meter.ledger import LedgerHeader
 from fargatelite.network.slot import PortPublication, Slot
@@ -348,9 +348,6 @@ class SupervisedTask:
 
     def _provision(self) -> None:
         try:
-            if self._logs is not None:
-                with self.timeline.phase("log drivers"):
-                    self._logs.open()
             launched = launch.provision(
                 self.settings, self.run, self.definition, self._publish, self.timeline,
                 self._address,
@@ -455,6 +452,9 @@ class SupervisedTask:
             )
         try:
             self._inputs.wait()
+            if self._logs is not None:
+                with self.timeline.phase("log drivers"):
+                    self._logs.open(self._inputs.secret_options)
         except FargateliteError as error:
             self._pull_failed(name, self._inputs.failure or error)
             return
@@ -462,7 +462,7 @@ class SupervisedTask:
 
     def _pull_failed(self, name: str, error: Exception) -> None:
         reason, now = reason_of(error, "CannotPullContainerError"), time.time_ns()
-        if isinstance(error, AwsFailed):
+        if isinstance(error, AwsFailed | LogDriverFailed):
             self._post_event(machine.InputsFailed(at_ns=now, reason=reason))
         else:
             self._post_event(machine.PullFailed(at_ns=now, name=name, reason=reason))

@@ -38,6 +38,7 @@ DRAIN_S = 5.0  # after its end; Fargate's own logger has the same
 FLUENT_HOST, FLUENT_PORT = "127.0.0.1", "24224"
 _ROUTER_RUN = "/var/run"
 
+SecretOptions = Callable[[ContainerDefinition], Mapping[str, str]]
 OnDropped = Callable[[LogsDroppedEvent], None]
 
 
@@ -71,22 +72,22 @@ class TaskLogs:
         self._facts = facts
         self._on_dropped = on_dropped
         self._sockets = settings.layers / run.task_id / ".firelens"  # no container has a dot
-        self._secrets: Mapping[str, str] = {}
+        self._secrets: dict[str, Mapping[str, str]] = {}
         self._drivers: dict[str, LogDriver] = {}
         self._shipments: dict[str, Shipment] = {}
         self._router = next(
             (c for c in definition.containers if c.firelens_configuration is not None), None
         )
 
-    def open(self, secrets: Mapping[str, str] | None = None) -> None:
+    def open(self, secret_options: SecretOptions) -> None:
         """Makes the drivers, and what their endpoints need before a container starts.
 
-        `secrets`: the values of all `secretOptions` by `valueFrom`.
+        `secret_options(container)`: the values of its `secretOptions` by option.
         Raises: LogDriverFailed, which is the task's stoppedReason.
         """
         from fargatelite.logdrivers.build import build_driver
 
-        self._secrets = secrets or {}
+        self._secrets = {c.name: secret_options(c) for c in self._definition.containers}
         if self._settings.log_drivers == "local":
             return
         for number, container in enumerate(self._definition.containers):
@@ -96,7 +97,7 @@ class TaskLogs:
                 self._run.task_id,
                 hostname=os.uname().nodename,
                 sockets=self._sockets,
-                secrets=self._secrets,
+                secrets=self._secrets[container.name],
             )
             if driver is not None:
                 driver.open()
@@ -212,11 +213,11 @@ class TaskLogs:
         from fargatelite.logdrivers.firelens_config import secret_variable
 
         return {
-            secret_variable(item.name, index): self._secrets[item.value_from]
+            secret_variable(option, index): value
             for index, container in enumerate(self._definition.containers)
             if container.log_configuration is not None
             and container.log_configuration.log_driver == "awsfirelens"
-            for item in container.log_configuration.secret_options
+            for option, value in self._secrets[container.name].items()
         }
 
     def drain_into_router(self, then: Callable[[], None]) -> None:

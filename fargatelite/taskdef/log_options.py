@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fargatelite.taskdef.fields import LogConfiguration
+    from fargatelite.taskdef.fields import ContainerDefinition, LogConfiguration
 
 __all__ = [
     "ALLOWED_OPTIONS",
@@ -27,6 +27,8 @@ __all__ = [
     "parse_bool",
     "parse_buffer_bytes",
     "pattern_error",
+    "shown_options",
+    "stream_name",
     "tag_problem",
 ]
 
@@ -84,6 +86,24 @@ def is_blocking(log: LogConfiguration | None) -> bool:
 def buffer_bytes(options: dict[str, str]) -> int:
     """`max-buffer-size` of checked options."""
     return parse_buffer_bytes(options.get("max-buffer-size", "")) or DEFAULT_BUFFER_BYTES
+
+
+def stream_name(prefix: str, container: str, task_id: str) -> str:
+    """The stream of an awslogs driver (contract 2.8)."""
+    return f"{prefix}/{container}/{task_id}"
+
+
+def shown_options(container: ContainerDefinition, task_id: str) -> dict[str, str]:
+    """LogOptions of the metadata endpoint (contract 5.3): with the stream that was resolved,
+    without a token."""
+    log = container.log_configuration
+    if log is None:
+        return {}
+    options = {name: value for name, value in log.options.items() if name != "splunk-token"}
+    if log.log_driver == "awslogs":
+        prefix = options.get("awslogs-stream-prefix", "")
+        options["awslogs-stream"] = stream_name(prefix, container.name, task_id)
+    return options
 
 
 # moby daemon/logger/awslogs: strftimeToRegex. All else in a format is a regular expression already.

@@ -35,6 +35,7 @@ def dropped(settings: Settings, task: Task) -> dict[str, LogsDroppedEvent]:
 
 
 @pytest.mark.field("containerDefinitions[].logConfiguration")
+@pytest.mark.field("containerDefinitions[].logConfiguration.logDriver")
 @pytest.mark.field("containerDefinitions[].logConfiguration.options")
 def test_all_lines_arrive_in_order(
     settings: Settings, busybox: str, cloudwatch: CloudWatch

@@ -88,6 +88,8 @@ def test_settings_with_variable_and_default() -> None:
     def shown(value: object) -> str:
         if isinstance(value, bool):
             return str(value).lower()
+        if isinstance(value, int):
+            return str(value)
         return "" if value is None else "[]" if value == () else f'"{value}"'
 
     parts = re.split(r"^## (.+)$", CONFIGURATION.read_text(), flags=re.MULTILINE)
