@@ -18,7 +18,7 @@ from fargatelite.cli.tables import (
     print_table,
 )
 from fargatelite.runtime.api import Task
-from fargatelite.runtime.events import ContainerEvent, Event, PullEvent, TaskEvent
+from fargatelite.runtime.events import ContainerEvent, Event, LogsDroppedEvent, PullEvent, TaskEvent
 from fargatelite.runtime.logs import LogLine
 
 if TYPE_CHECKING:
@@ -121,6 +121,12 @@ class Screen:
                 self._show_container(item)
             case TaskEvent():
                 self._say("task", f"{item.last_status}", style="bold")
+            case LogsDroppedEvent():
+                unread = f" and {item.unread_bytes} unread bytes" if item.unread_bytes else ""
+                self._say(
+                    item.container,
+                    f"{item.log_driver} lost {item.records} records{unread}: {item.reason}",
+                )
 
     def _say(self, name: str, text: str, style: str = "") -> None:
         text = make_printable(text)
