@@ -173,7 +173,7 @@ def run(rounds: int = ROUNDS) -> Table:
     table = Table("launch", "ms")
     base = BENCH / "launch"
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with memory_directory(base / "run") as run, running_peers(base / "peers", run) as peers:
+    with memory_directory() as run, running_peers(base / "peers", run) as peers:
         try:
             table.start("`true` from an image in the store")
             last = measure(table, peers, base, rounds)

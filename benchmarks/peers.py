@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,9 +69,10 @@ def _enter_namespace(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def memory_directory(path: Path) -> Iterator[Path]:
-    """A tmpfs at `path`, as /run is one, until the block ends."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+def memory_directory() -> Iterator[Path]:
+    """A tmpfs, as /run is one, until the block ends; at a short path, since podman's run root may
+    not be longer than 50 characters."""
+    path = Path(tempfile.mkdtemp(prefix="flb"))
     _mount("tmpfs", path, "tmpfs", 0, "mode=700")
     try:
         yield path
@@ -78,6 +80,7 @@ def memory_directory(path: Path) -> Iterator[Path]:
         if _libc.umount2(os.fsencode(path), MNT_DETACH):
             error = ctypes.get_errno()
             raise OSError(error, f"umount: {os.strerror(error)}", str(path))
+        path.rmdir()
 
 
 def is_mixed() -> bool:

@@ -101,7 +101,7 @@ def run(rounds: int = ROUNDS) -> Table:
     base = BENCH / "pull"
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
     layout = make_large(base)
-    with memory_directory(base / "run") as run, running_peers(base / "peers", run) as peers:
+    with memory_directory() as run, running_peers(base / "peers", run) as peers:
         emptied = base / "emptied"
         age_s = time.time() - emptied.stat().st_mtime if emptied.exists() else RECENTLY_S
         table.start(f"one gzip layer, {describe_layer(layout)}")
