@@ -10,6 +10,7 @@ import array
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 import struct
 import threading
@@ -431,6 +432,14 @@ class Shim:
         A shim without connections and processes ends at once, so this does not block for long.
         """
         self._connection.close()
+
+    def abort(self) -> None:
+        """Ends a shim that this process started, and with it (PR_SET_PDEATHSIG) all of its
+        processes: of a task that could not be provisioned."""
+        self.close()
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)  # ours and not reaped: nobody else has the number
+            self.reap()
 
     def reap(self) -> None:
         """Waits for the end of a shim that this process started; call after `close`."""

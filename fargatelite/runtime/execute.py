@@ -347,10 +347,11 @@ class SupervisedTask:
     # ---- provisioning ----
 
     def _provision(self) -> None:
+        launched: launch.Launched | None = None
         try:
             launched = launch.provision(
                 self.settings, self.run, self.definition, self._publish, self.timeline,
-                self._address,
+                self._open_endpoint, self._address,
             )  # fmt: skip
             self._sampler.add(
                 self.run.task_id,
@@ -364,16 +365,17 @@ class SupervisedTask:
                 ),
                 launched.cgroup,
             )
-            if self.definition.has_own_network:
-                with self.timeline.phase("metadata endpoint"):
-                    self._open_endpoint(launched)
         except (FargateliteError, OSError) as error:
+            self._launched = launched  # to be removed, and nothing else
             reason = reason_of(error, "ResourceInitializationError")
             self._post_event(machine.ProvisionFailed(at_ns=time.time_ns(), reason=reason))
             return
-        self.supervisor.post(lambda: self._provisioned(launched), self)
+        made = launched
+        self.supervisor.post(lambda: self._provisioned(made), self)
 
     def _open_endpoint(self, launched: launch.Launched) -> None:
+        if not self.definition.has_own_network:
+            return
         from fargatelite.runtime.endpoint import TaskEndpoint, get_metadata_server
 
         netns_fd = launched.ready.network_namespace
@@ -389,7 +391,8 @@ class SupervisedTask:
             self._credentials_id = source.credentials_id
             return source
 
-        self._endpoint = get_metadata_server().add_task(netns_fd, make)
+        with self.timeline.phase("metadata endpoint"):
+            self._endpoint = get_metadata_server().add_task(netns_fd, make)
 
     def _close_endpoint(self) -> None:
         if self._endpoint is not None:

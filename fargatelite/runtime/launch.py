@@ -21,6 +21,7 @@ from fargatelite.errors import FargateliteError, HostUnsupported, SandboxFailed
 from fargatelite.host import Host, can_run_programs_of
 from fargatelite.network.slot import PortPublication, Slot
 from fargatelite.rundir import RunDirectory
+from fargatelite.runtime.beside import beside
 from fargatelite.runtime.container_files import directory_of, hostname_of, write_task_files
 from fargatelite.runtime.devices import container_rules, find_devices, task_rules
 from fargatelite.runtime.secret_files import SecretFiles
@@ -129,9 +130,10 @@ def provision(
     definition: TaskDefinition,
     publish: tuple[PortPublication, ...],
     timeline: Timeline,
+    open_endpoint: Callable[[Launched], None],
     address: str | None = None,
 ) -> Launched:
-    """Slot, groups, shim with its namespaces, network, generated files.
+    """Slot, groups, shim with its namespaces, storage, network, generated files, endpoint.
 
     Raises: FargateliteError; what was made is found again by `remove_task`.
     """
@@ -146,8 +148,8 @@ def provision(
         slot = pool.SlotPool(Path(settings.run_root)).allocate(run.task_id, address)
     with timeline.phase("shim"):
         shim = Shim.start(run.path, slot.uid_base, slot.uid_count)
-    try:
-        # The shim makes its namespaces meanwhile.
+
+    def make_storage() -> None:
         if settings.storage_backend != "unlimited":
             with timeline.phase("ephemeral storage"):
                 ephemeral.create_storage(
@@ -157,30 +159,36 @@ def provision(
                     run.task_id,
                     definition.ephemeral_storage_gib,
                 )
-        with timeline.phase("task cgroup"):
-            cgroup = detect_driver().create(
-                names.cgroup_path(run.task_id),
-                task_limits(definition, has_burst=settings.beyond_fargate.cpu_burst),
-            )
-        for volume in definition.volumes:
-            if volume.efs is not None and volume.name is not None:
-                with timeline.phase(f"mount {volume.efs.file_system_id}"):
-                    efs.mount_efs(settings, run.task_id, volume.name, volume.efs)
-        with timeline.phase("namespaces"):
-            ready = shim.wait_ready()
-        if definition.pid_mode == "task":
-            with timeline.phase("pid namespace"):
-                _start_pid_holder(settings, run, shim)
-        with timeline.phase("network"):
-            if definition.network_mode == "none":
-                connect.connect_loopback(ready.network_namespace)
-            elif definition.has_own_network:
-                connect.connect(slot, ready.network_namespace, publish=publish)
-        write_task_files(run, definition, slot)
+
+    try:
+        # The shim makes its namespaces meanwhile, and the storage waits for a disk.
+        with beside(make_storage):
+            with timeline.phase("task cgroup"):
+                cgroup = detect_driver().create(
+                    names.cgroup_path(run.task_id),
+                    task_limits(definition, has_burst=settings.beyond_fargate.cpu_burst),
+                )
+            for volume in definition.volumes:
+                if volume.efs is not None and volume.name is not None:
+                    with timeline.phase(f"mount {volume.efs.file_system_id}"):
+                        efs.mount_efs(settings, run.task_id, volume.name, volume.efs)
+            with timeline.phase("namespaces"):
+                ready = shim.wait_ready()
+            launched = Launched(slot, cgroup, shim, ready)
+            if definition.pid_mode == "task":
+                with timeline.phase("pid namespace"):
+                    _start_pid_holder(settings, run, shim)
+            with timeline.phase("network"):
+                if definition.network_mode == "none":
+                    connect.connect_loopback(ready.network_namespace)
+                elif definition.has_own_network:
+                    connect.connect(slot, ready.network_namespace, publish=publish)
+            write_task_files(run, definition, slot)
+            open_endpoint(launched)
     except BaseException:
-        shim.close()
+        shim.abort()
         raise
-    return Launched(slot, cgroup, shim, ready)
+    return launched
 
 
 def _start_pid_holder(settings: Settings, run: RunDirectory, shim: Shim) -> None:

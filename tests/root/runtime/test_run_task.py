@@ -482,3 +482,25 @@ def test_a_process_without_tasks_holds_no_inotify(settings: Settings, busybox: s
     while count() > before:
         assert time.monotonic() < deadline
     assert run(settings, busybox, shell("app", "exit 5")).exit_code == 5
+
+
+def test_what_cannot_be_provisioned_leaves_no_process(settings: Settings, busybox: str) -> None:
+    """Neither a child that nobody waits for, nor a descriptor."""
+    run_task(definition(busybox, shell("app", "true")), settings=settings).wait(TIMEOUT_S)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    efs = {"fileSystemId": "fs-12345678", "rootDirectory": "/missing"}
+    for _ in range(3):
+        task = run_task(
+            definition(
+                busybox,
+                shell("app", "true"),
+                volumes=[{"name": "v", "efsVolumeConfiguration": efs}],
+            ),
+            settings=settings,
+        )
+        task.wait(TIMEOUT_S)
+        assert task.stop_code == "TaskFailedToStart"
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in children}
+    assert "fargatelite-shi" not in names
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before

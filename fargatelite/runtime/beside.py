@@ -1,0 +1,37 @@
+"""One call that blocks in the kernel, in a thread beside the caller's."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+__all__ = ["beside"]
+
+
+@contextlib.contextmanager
+def beside(work: Callable[[], None]) -> Iterator[None]:
+    """Runs `work` while the block runs; both are over afterwards.
+
+    Raises: what the block raised, else what `work` raised. What else failed is a note on it.
+    """
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001  raised again in the caller's thread
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="beside")
+    thread.start()
+    try:
+        yield
+    except BaseException as error:
+        thread.join()
+        for failure in failures:
+            error.add_note(f"meanwhile: {failure}")
+        raise
+    thread.join()
+    if failures:
+        raise failures[0]
