@@ -15,7 +15,7 @@ import functools
 import os
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fargatelite.errors import LogDriverFailed, LogEndpointUnavailable
 from fargatelite.logdrivers.driver import BLOCKING_BYTES, Buffer, LogRecord, Message, Request
@@ -24,8 +24,9 @@ from fargatelite.taskdef.log_options import buffer_bytes, datetime_pattern, is_t
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
+    from botocore.session import Session
 
-__all__ = ["AwsLogs"]
+__all__ = ["AwsLogs", "Role"]
 
 EVENT_OVERHEAD_BYTES = 26
 MAX_EVENT_BYTES = 256 * 1024 - EVENT_OVERHEAD_BYTES
@@ -37,12 +38,46 @@ _OPEN_TIMEOUTS_S = (2.0, 3.0)  # connect, read
 _SEND_TIMEOUTS_S = (3.0, 10.0)
 
 
-@functools.lru_cache(maxsize=16)  # a client takes 50 ms, and threads may share it
-def _client(region: str, endpoint: str | None, timeouts_s: tuple[float, float]) -> BaseClient:
+def _session(role: Role | None, region: str) -> Session:
+    """Of the host's own identity, or of the role's, assumed anew before it expires."""
     import botocore.session
+    from botocore.credentials import (
+        AssumeRoleCredentialFetcher,
+        CredentialProvider,
+        CredentialResolver,
+        DeferredRefreshableCredentials,
+    )
+
+    session = botocore.session.get_session()
+    if role is None:
+        return session
+    fetcher = AssumeRoleCredentialFetcher(
+        client_creator=functools.partial(session.create_client, region_name=region),
+        source_credentials=session.get_credentials(),
+        role_arn=role.arn,
+        extra_args={"RoleSessionName": role.session_name},
+    )
+
+    class Provider(CredentialProvider):
+        METHOD = "assume-role"
+
+        def load(self) -> DeferredRefreshableCredentials:
+            return DeferredRefreshableCredentials(
+                method=self.METHOD, refresh_using=fetcher.fetch_credentials
+            )
+
+    assumed = botocore.session.get_session()
+    assumed.register_component("credential_provider", CredentialResolver([Provider()]))
+    return assumed
+
+
+@functools.lru_cache(maxsize=16)  # a client takes 50 ms, and threads may share it
+def _client(
+    region: str, endpoint: str | None, timeouts_s: tuple[float, float], role: Role | None
+) -> BaseClient:
     from botocore.config import Config
 
-    return botocore.session.get_session().create_client(
+    return _session(role, region).create_client(
         "logs",
         region_name=region,
         endpoint_url=endpoint,
@@ -60,12 +95,23 @@ def _endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS") or os.environ.get("AWS_ENDPOINT_URL")
 
 
+class Role(NamedTuple):
+    """The task's execution role, as which logs are sent where the host's configuration assumes
+    roles; the session is named after the task, as ECS does."""
+
+    arn: str
+    session_name: str
+
+
 class AwsLogs:
     """See the module; `options` are checked (taskdef/rules_logging.py)."""
 
     name = "awslogs"
 
-    def __init__(self, options: dict[str, str], container: str, task_id: str) -> None:
+    def __init__(
+        self, options: dict[str, str], container: str, task_id: str, role: Role | None = None
+    ) -> None:
+        self._role = role
         self._group = options["awslogs-group"]
         self._region = options["awslogs-region"]
         self.stream = stream_name(options["awslogs-stream-prefix"], container, task_id)
@@ -187,7 +233,7 @@ class AwsLogs:
         )
 
         try:
-            client = _client(self._region, _endpoint(), timeouts_s)
+            client = _client(self._region, _endpoint(), timeouts_s, self._role)
             return getattr(client, operation)(**arguments)
         except ClientError as error:
             answer = error.response["Error"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fargatelite import names
-from fargatelite.logdrivers.awslogs import AwsLogs
+from fargatelite.logdrivers.awslogs import AwsLogs, Role
 from fargatelite.logdrivers.driver import LogDriver
 from fargatelite.logdrivers.firelens import Firelens
 from fargatelite.logdrivers.splunk import Source, Splunk
@@ -24,11 +24,13 @@ def build_driver(
     hostname: str,
     sockets: Path,
     secrets: Mapping[str, str],
+    execution_role_arn: str | None = None,
 ) -> LogDriver | None:
     """None without a logConfiguration: Fargate discards such output (contract 2.2), here it is in
     the local log alone.
 
-    `secrets` are the values of its `secretOptions`; `sockets` is what the router has at /var/run.
+    `secrets` are the values of its `secretOptions`; `sockets` is what the router has at /var/run;
+    `execution_role_arn` None: AWS is called as the host itself.
     """
     log = container.log_configuration
     if log is None:
@@ -36,7 +38,8 @@ def build_driver(
     container_id = names.runtime_id(task_id, number)
     match log.log_driver:
         case "awslogs":
-            return AwsLogs(log.options, container.name, task_id)
+            role = Role(execution_role_arn, task_id) if execution_role_arn else None
+            return AwsLogs(log.options, container.name, task_id, role)
         case "splunk":
             source = Source(
                 container_id=container_id,

@@ -98,10 +98,19 @@ class TaskLogs:
                 hostname=os.uname().nodename,
                 sockets=self._sockets,
                 secrets=self._secrets[container.name],
+                execution_role_arn=self._execution_role(),
             )
             if driver is not None:
                 driver.open()
                 self._drivers[container.name] = driver
+
+    def _execution_role(self) -> str | None:
+        role = self._definition.execution_role_arn
+        if not role or not self._settings.assume_roles:
+            return None
+        from fargatelite.aws.session import role_arn_of
+
+        return role_arn_of(self._settings, role)
 
     # ---- a container's start ----
 

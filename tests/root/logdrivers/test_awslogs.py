@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from fargatelite import Settings, Task, run_task
@@ -206,3 +207,23 @@ def test_local_keeps_logs_on_this_host(
     log = awslogs(mode="blocking")
     task = run(local, busybox, shell("app", "echo here", logConfiguration=log))
     assert (task.exit_code, local_lines(task, "app")) == (0, ["here"])
+
+
+@pytest.mark.field("executionRoleArn")
+@pytest.mark.parametrize("assumes", [True, False])
+def test_logs_are_sent_as_the_execution_role_where_roles_are_assumed(
+    settings: Settings,
+    busybox: str,
+    endpoint: Endpoint,
+    moto: str,
+    monkeypatch: pytest.MonkeyPatch,
+    assumes: bool,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", moto)
+    chosen = msgspec.structs.replace(settings, assume_roles=assumes)
+    task = run(chosen, busybox, shell("app", "echo as whom", logConfiguration=awslogs()))
+    assert task.exit_code == 0, task.stopped_reason
+    assert endpoint.events() == ["as whom"]
+    signer = endpoint.posts[0][0]["Authorization"].partition("Credential=")[2]
+    # moto's temporary keys begin as AWS' do; the host's own is `test`.
+    assert signer.startswith("ASIA" if assumes else "test/")
