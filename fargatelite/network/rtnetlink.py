@@ -19,12 +19,10 @@ from contextlib import closing
 from pathlib import Path
 
 from msgspec import Struct
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from fargatelite.errors import NetworkFailed
 from fargatelite.names import INTERFACE_PREFIX
+from fargatelite.network.messages import ifaddrmsg, ifinfmsg, rtmsg
 from fargatelite.network.namespaces import run_in_namespace
 from fargatelite.network.slot import METADATA_ADDRESS, Slot
 
