@@ -15,18 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fargatelite.errors import FargateliteError, InvalidTaskDefinition
-    from fargatelite.runtime.api import Container, Task, run_task
+    from fargatelite.runtime.api import run_task
+    from fargatelite.runtime.handle import Container, RecordedTask, Task, find_task
     from fargatelite.settings import Settings, load_settings
     from fargatelite.taskdef.fields import TaskDefinition
     from fargatelite.taskdef.load import load_definition
 
 _MODULES = {
-    "Container": "runtime.api",
+    "Container": "runtime.handle",
     "FargateliteError": "errors",
     "InvalidTaskDefinition": "errors",
+    "RecordedTask": "runtime.handle",
     "Settings": "settings",
-    "Task": "runtime.api",
+    "Task": "runtime.handle",
     "TaskDefinition": "taskdef.fields",
+    "find_task": "runtime.handle",
     "load_definition": "taskdef.load",
     "load_settings": "settings",
     "run_task": "runtime.api",
@@ -36,9 +39,11 @@ __all__ = [
     "Container",
     "FargateliteError",
     "InvalidTaskDefinition",
+    "RecordedTask",
     "Settings",
     "Task",
     "TaskDefinition",
+    "find_task",
     "load_definition",
     "load_settings",
     "run_task",

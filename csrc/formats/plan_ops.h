@@ -46,7 +46,7 @@
     X(CAPABILITIES, 39, 1, "uuu") /* permitted, inheritable, ambient */ \
     X(NO_NEW_PRIVILEGES, 40, 1, "") /*  */ \
     X(SYSCTL, 45, 1, "ss") /* path, value */ \
-    X(TERMINAL, 48, 1, "uu") /* uid, gid */ \
+    X(TERMINAL, 48, 1, "uuuu") /* uid, gid, rows, columns */ \
     X(INIT, 46, 1, "") /*  */ \
     X(PAUSE, 47, 1, "") /*  */ \
     X(UMASK, 41, 1, "u") /* mode */ \

@@ -94,6 +94,10 @@ int do_terminal(struct child *child, const struct op *op, struct failure *failur
         return FAIL(failure, "ioctl (TIOCGPTPEER)", "terminal");
     if (fchown(slave, (uid_t)a[0].number, (gid_t)a[1].number) || fchmod(slave, 0620))
         return FAIL(failure, "fchown", "terminal");
+    struct winsize size = {.ws_row = (unsigned short)a[2].number,
+                           .ws_col = (unsigned short)a[3].number};
+    if (size.ws_row && size.ws_col && ioctl(slave, TIOCSWINSZ, &size))
+        return FAIL(failure, "ioctl (TIOCSWINSZ)", "terminal");
     if (bind_console(slave, failure))
         return -failure->error;
     if (setsid() < 0)

@@ -16,10 +16,13 @@ import click
 
 from fargatelite.cli.main import OWN_FAILURE
 from fargatelite.cli.screen import STATS_PERIOD_S, Screen
+from fargatelite.cli.tables import make_printable
 from fargatelite.host import forbid_core_dumps
-from fargatelite.runtime.api import Task, run_task
 from fargatelite.runtime.events import Event
+from fargatelite.runtime.handle import RecordedTask, Task, TaskHandle
 from fargatelite.runtime.logs import LogLine
+from fargatelite.runtime.request import PullPolicy, prepare_request, start_task
+from fargatelite.runtime.trace import Timeline
 from fargatelite.settings import Settings
 from fargatelite.taskdef.launch_type import LaunchType, policy_for
 from fargatelite.taskdef.store import parse_identifier
@@ -126,13 +129,28 @@ def _pump_logs(
     items.put(None)
 
 
-def _exit_code(task: Task, interrupted: int | None) -> int:
+def _exit_code(task: TaskHandle, interrupted: int | None) -> int:
     if interrupted is not None:
         return 128 + interrupted
     if task.stop_code == "TaskFailedToStart":
         failed = [c.exit_code for c in task.containers.values() if c.exit_code in (126, 127)]
         return failed[0] if failed else OWN_FAILURE
     return task.exit_code if task.exit_code is not None else OWN_FAILURE
+
+
+def _leave(task: RecordedTask, wait_for: str, output: str) -> int:
+    """Prints a detached task once it has come far enough; its failure to start is ours."""
+    task.until(wait_for)
+    if output == "json":
+        from fargatelite.cli.tables import print_json
+
+        print_json({"tasks": [task.describe()], "failures": []})
+    else:
+        click.echo(task.id)
+    if task.stop_code != "TaskFailedToStart":
+        return 0
+    click.echo(f"Error: {make_printable(task.stopped_reason or '')}", err=True)
+    return _exit_code(task, None)
 
 
 @click.command("run")
@@ -152,6 +170,14 @@ def _exit_code(task: Task, interrupted: int | None) -> int:
 @click.option("--group", metavar="NAME", help="Task group; family:<family> by default.")
 @launch_options
 @click.option("--address", metavar="IPV4", help="The task's own address, if the host grants it.")
+@click.option("-d", "--detach", is_flag=True, help="Print the id and leave; the task lives on.")
+@click.option(
+    "--wait-for",
+    type=click.Choice(["PENDING", "RUNNING"]),
+    default="PENDING",
+    show_default=True,
+    help="With --detach: leave when the task has come so far.",
+)
 @click.option("--trace", is_flag=True, help="Print each step and operation with its microseconds.")
 @click.option("--dry-run", is_flag=True, help="Print the plan of each container; run nothing.")
 @click.option("--output", type=click.Choice(["table", "json"]), default="table")
@@ -160,7 +186,7 @@ def command(
     settings: Settings,
     definition: str,
     overrides: str | None,
-    pull: str,
+    pull: PullPolicy,
     publish: tuple[str, ...],
     tags: tuple[str, ...],
     started_by: str | None,
@@ -169,6 +195,8 @@ def command(
     launch_type: LaunchType,
     allow_privileged: bool,
     address: str | None,
+    detach: bool,
+    wait_for: str,
     trace: bool,
     dry_run: bool,
     output: str,
@@ -190,26 +218,24 @@ def command(
         policy = policy_for(launch_type, settings, allow_privileged=allow_privileged)
         return print_plans(settings, source, parsed_overrides, pull, sys.stdout, policy)
 
+    timeline = Timeline()
+    with timeline.phase("task definition"):
+        request = prepare_request(
+            settings, source, overrides=parsed_overrides, tags=_parse_tags(tags),
+            started_by=started_by, group=group, enable_execute_command=enable_execute_command,
+            pull=pull, publish=publish, launch_type=launch_type, allow_privileged=allow_privileged,
+            address=address, trace=trace,
+        )  # fmt: skip
+    if detach:
+        from fargatelite.runtime.detached import start_detached
+
+        return _leave(RecordedTask(settings, start_detached(settings, request)), wait_for, output)
+
     forbid_core_dumps()
     items: queue.SimpleQueue[Event | LogLine | None] = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(_Interrupts())
-        task = run_task(
-            source,
-            overrides=parsed_overrides,
-            tags=_parse_tags(tags),
-            started_by=started_by,
-            enable_execute_command=enable_execute_command,
-            group=group,
-            launch_type=launch_type,
-            allow_privileged=allow_privileged,
-            address=address,
-            pull=pull,  # type: ignore[arg-type]
-            publish=publish,
-            trace=trace,
-            on_event=items.put,
-            settings=settings,
-        )
+        task = Task(start_task(settings, request, timeline, items.put))
         interrupts.task = task
         interrupts.stop_if_asked()
         # Logs are data: on stdout, unless JSON is.

@@ -17,8 +17,8 @@ from fargatelite.cli.tables import (
     make_printable,
     print_table,
 )
-from fargatelite.runtime.api import Task
 from fargatelite.runtime.events import ContainerEvent, Event, LogsDroppedEvent, PullEvent, TaskEvent
+from fargatelite.runtime.handle import Task
 from fargatelite.runtime.logs import LogLine
 
 if TYPE_CHECKING:

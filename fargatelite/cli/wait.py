@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from fargatelite.cli.main import OWN_FAILURE
-from fargatelite.runtime.api import essential_exit_code
+from fargatelite.runtime.handle import essential_exit_code
 from fargatelite.runtime.record import find_record
 from fargatelite.runtime.remote import wait_stopped
 from fargatelite.settings import Settings

@@ -114,6 +114,7 @@ class SupervisedTask:
         sampler: Sampler,
         timeline: Timeline,
         on_event: Callable[[Event], None] | None,
+        on_finished: Callable[[], None] | None = None,
     ) -> None:
         self.supervisor = supervisor
         self.settings = supervisor.settings
@@ -130,6 +131,7 @@ class SupervisedTask:
         self._trace = trace
         self._sampler = sampler
         self._on_event = on_event
+        self._on_finished = on_finished
         self._host = Host.probe()
         self._driver = detect_driver()
         self._launched: launch.Launched | None = None
@@ -836,3 +838,5 @@ class SupervisedTask:
         with self.changed:
             self.is_finished = True
             self.changed.notify_all()
+        if self._on_finished is not None:
+            self._on_finished()

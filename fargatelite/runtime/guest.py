@@ -156,6 +156,15 @@ class _Pump:
         return self.exit_code
 
 
+def _size_of(fd: int) -> tuple[int, int]:
+    """Rows and columns; 0 for what is no terminal."""
+    try:
+        columns, rows = os.get_terminal_size(fd)
+    except OSError:
+        return 0, 0
+    return rows, columns
+
+
 def _resize(master: int, like: int) -> None:
     with contextlib.suppress(OSError):  # not a terminal: the size stays as it is
         size = fcntl.ioctl(like, termios.TIOCGWINSZ, bytes(8))
@@ -199,7 +208,6 @@ def _run_with_terminal(pump: _Pump, data: bytes, stdin: int | None, stdout: int)
     (master,) = received[:1]
     try:
         os.set_blocking(master, False)
-        _resize(master, stdout)
         pump.outputs = 1
 
         def ended() -> None:
@@ -291,8 +299,9 @@ def run_guest(
     if template is None:
         raise TaskNotFound(f"task {record.task_id[:12]} is gone")
     plan = complete_guest(
-        decode_plan(template), number, tuple(argv), tuple(environment), terminal=terminal
-    )
+        decode_plan(template), number, tuple(argv), tuple(environment),
+        terminal=_size_of(sys.stdout.fileno()) if terminal else None,
+    )  # fmt: skip
     pump = _Pump(shim, GUEST_NUMBER + secrets.randbelow(2**31 - GUEST_NUMBER), plan)
     stdin = sys.stdin.fileno() if interactive else None
     try:

@@ -308,7 +308,7 @@ def compile_container(spec: ContainerSpec) -> Plan:
 def _terminal(spec: ContainerSpec, base: int) -> tuple[Op, ...]:
     if not spec.has_terminal:
         return ()
-    return (op("terminal", base + spec.process.user.uid, base + TTY_GROUP),)
+    return (op("terminal", base + spec.process.user.uid, base + TTY_GROUP, 0, 0),)
 
 
 def compile_health_check(spec: ContainerSpec, command: tuple[str, ...]) -> Plan:
@@ -345,16 +345,17 @@ def complete_guest(
     argv: tuple[str, ...],
     environment: tuple[str, ...] = (),
     *,
-    terminal: bool = False,
+    terminal: tuple[int, int] | None = None,
 ) -> Plan:
     """A guest's whole plan. `number` is the container's process; its environment is taken in the
-    shim, with `environment` (`NAME=value`) over it."""
+    shim, with `environment` (`NAME=value`) over it. `terminal`: one of so many rows and columns,
+    which it has before the program starts (0: no size)."""
     ops = list(template)
-    if terminal:
+    if terminal is not None:
         streams = next(item for item in ops if item.name == "streams")
         place = next(index for index, item in enumerate(ops) if item.name == "join_process") + 1
         # The owner of the streams is the container's user, as the host counts.
-        ops.insert(place, op("terminal", *streams.values))
+        ops.insert(place, op("terminal", *streams.values, *terminal))
     return (*ops, op("exec_in", number, argv, environment))
 
 

@@ -149,7 +149,7 @@ OPERATIONS: dict[str, Operation] = {
         _operation("no_new_privileges", 40, "child", "", "PR_SET_NO_NEW_PRIVS"),
         _operation("sysctl", 45, "child", "path:s value:s", "write below /proc/sys"),
         _operation(
-            "terminal", 48, "child", "uid:u gid:u",
+            "terminal", 48, "child", "uid:u gid:u rows:u columns:u",
             "a pseudo terminal of the container's own as stdin, stdout, stderr and /dev/console",
         ),
         _operation(

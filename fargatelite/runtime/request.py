@@ -1,0 +1,185 @@
+"""What RunTask was asked for, checked, as data: it starts a task in this process or in another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from fargatelite import names
+from fargatelite.errors import ConfigurationInvalid
+from fargatelite.names import TaskId
+from fargatelite.network.slot import PortPublication, Protocol
+from fargatelite.rundir import RunDirectory, ensure_private_directory
+from fargatelite.runtime import task as machine
+from fargatelite.runtime.describe import TaskFacts
+from fargatelite.runtime.events import Event
+from fargatelite.runtime.execute import SupervisedTask
+from fargatelite.runtime.supervise import get_supervisor
+from fargatelite.runtime.trace import Timeline
+from fargatelite.settings import Settings
+from fargatelite.taskdef.fields import TaskDefinition
+from fargatelite.taskdef.launch_type import LaunchType, policy_for
+from fargatelite.taskdef.load import load_definition, load_recorded, to_wire
+from fargatelite.taskdef.overrides import apply_overrides
+from fargatelite.taskdef.store import find_source
+
+__all__ = ["PullPolicy", "TaskRequest", "parse_publication", "prepare_request", "start_task"]
+
+PullPolicy = Literal["always", "missing", "never"]
+
+
+class TaskRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A task to be run. `definition` is in the wire form of DescribeTaskDefinition, checked, after
+    overrides; the rest is what else `run_task` takes."""
+
+    version: int = 1
+    task_id: str
+    definition: dict[str, Any]
+    facts: TaskFacts
+    pull: PullPolicy = "always"
+    publish: tuple[PortPublication, ...] = ()
+    address: str | None = None
+    trace: bool = False
+
+
+def parse_publication(text: str) -> PortPublication:
+    """`[ADDRESS:]HOST_PORT:CONTAINER_PORT[/tcp|/udp]`, as podman's --publish; the address is
+    loopback and 127.0.0.1 by default.
+
+    Raises: ConfigurationInvalid.
+    """
+    mapping, _, protocol = text.partition("/")
+    parts = mapping.split(":")
+    address = parts.pop(0) if len(parts) == 3 else "127.0.0.1"
+    if (
+        len(parts) != 2
+        or not all(part.isascii() and part.isdigit() for part in parts)
+        or not all(0 < int(part) < 65536 for part in parts)
+        or (protocol or "tcp") not in ("tcp", "udp")
+        or not address.startswith("127.")
+    ):
+        raise ConfigurationInvalid(
+            f"cannot publish {text!r}: expected [127.x.y.z:]HOST_PORT:CONTAINER_PORT[/tcp|/udp]"
+        )
+    return PortPublication(
+        host_address=address,
+        host_port=int(parts[0]),
+        container_port=int(parts[1]),
+        protocol=Protocol(protocol or "tcp"),
+    )
+
+
+def _bridge_ports(definition: TaskDefinition) -> list[PortPublication]:
+    """EC2's bridge maps host ports; here they answer on the host's loopback, as --publish."""
+    if definition.network_mode not in (None, "bridge"):
+        return []
+    return [
+        PortPublication(
+            host_port=port.host_port,
+            container_port=port.container_port,
+            protocol=Protocol.UDP if port.protocol == "udp" else Protocol.TCP,
+        )
+        for container in definition.containers
+        for port in container.port_mappings
+        if port.host_port and port.container_port
+    ]
+
+
+def prepare_request(
+    settings: Settings,
+    definition: Any,
+    *,
+    overrides: Mapping[str, Any] | None,
+    tags: Mapping[str, str] | None,
+    started_by: str | None,
+    group: str | None,
+    enable_execute_command: bool,
+    pull: PullPolicy,
+    publish: Sequence[PortPublication | str],
+    launch_type: LaunchType,
+    allow_privileged: bool,
+    address: str | None,
+    trace: bool,
+) -> TaskRequest:
+    """Checks all that can be checked before anything is made; arguments as `run_task`'s.
+
+    Raises: InvalidTaskDefinition with all problems at once; ConfigurationInvalid.
+    """
+    policy = policy_for(launch_type, settings, allow_privileged=allow_privileged)
+    loaded = (
+        definition
+        if isinstance(definition, TaskDefinition)
+        else load_definition(find_source(settings, definition), policy)
+    )
+    loaded = apply_overrides(loaded, dict(overrides) if overrides else None, policy)
+    if address is not None and not settings.beyond_fargate.fixed_address:
+        raise ConfigurationInvalid(
+            "a task's address is chosen by this host: set beyond_fargate.fixed_address in the "
+            "configuration file to ask for one"
+        )
+    return TaskRequest(
+        task_id=names.new_task_id(),
+        definition=to_wire(loaded),
+        facts=TaskFacts(
+            account=settings.account,
+            region=settings.region,
+            cluster=settings.cluster,
+            group=group or f"family:{loaded.family}",
+            started_by=started_by,
+            tags=dict(tags or {}),
+            overrides=dict(overrides or {}),
+            enable_execute_command=enable_execute_command,
+            launch_type=launch_type,
+        ),
+        pull=pull,
+        publish=tuple(
+            parse_publication(item) if isinstance(item, str) else item
+            for item in (*publish, *_bridge_ports(loaded))
+        ),
+        address=address,
+        trace=trace,
+    )
+
+
+def start_task(
+    settings: Settings,
+    request: TaskRequest,
+    timeline: Timeline,
+    on_event: Callable[[Event], None] | None = None,
+    on_finished: Callable[[], None] | None = None,
+) -> SupervisedTask:
+    """Begins the task's life on this process's supervisor; returns at once. `on_finished` is called
+    once, when it is STOPPED and nothing is left of it.
+
+    Raises: ConfigurationInvalid, HostUnsupported: nothing has happened then.
+    """
+    from fargatelite.runtime.usage import get_sampler
+
+    task_id = TaskId(request.task_id)
+    definition = load_recorded(request.definition)
+    with timeline.phase("run directory"):
+        ensure_private_directory(Path(settings.data_root))
+        (settings.records / task_id).mkdir(mode=0o700, parents=True, exist_ok=True)
+        run = RunDirectory.create(settings.runs, task_id)
+    supervised = SupervisedTask(
+        get_supervisor(settings),
+        run,
+        definition,
+        machine.new_state(definition, task_id, time.time_ns()),
+        request.facts,
+        wire=request.definition,
+        pull_policy=request.pull,
+        publish=request.publish,
+        address=request.address,
+        trace=request.trace,
+        sampler=get_sampler(),
+        timeline=timeline,
+        on_event=on_event,
+        on_finished=on_finished,
+    )
+    supervised.begin()
+    return supervised
