@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -42,6 +43,8 @@ RESERVED_MIB = 16
 _GIB = 2**30
 _BYTES_PER_INODE = 16384  # mkfs.ext4's own ratio: 1.3 million files in 20 GiB
 _INODE_BYTES = 256
+_FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
+_NO_LOG_FLUSH = (2).to_bytes(4, "little")
 _MKFS = "mkfs.ext4"
 _MKFS_DEADLINE_S = 60
 
@@ -150,6 +153,7 @@ def remove_storage(root: Path, mount_point: Path, task_id: TaskId) -> None:
     Raises: StorageFailed.
     """
     try:
+        _forget_unwritten(_backing(root, task_id), mount_point)
         unmount_detached(mount_point)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_backing(root, task_id))
@@ -158,6 +162,31 @@ def remove_storage(root: Path, mount_point: Path, task_id: TaskId) -> None:
         raise StorageFailed(
             f"cannot remove {mount_point}: {error.strerror}", errno=error.errno, path=mount_point
         ) from error
+
+
+def _forget_unwritten(backing: Path, mount_point: Path) -> None:
+    """Shuts a task's file system down, so that its unmount does not write to the disk what is
+    deleted a moment later (0.5 s for 700 MB of it, 0.05 s without).
+
+    Only for a mount whose loop device says that it is over our file: the same call on a directory
+    of the host would stop the host's file system. Source: FS_IOC_SHUTDOWN, Linux 6.11; before that
+    the same number was EXT4_IOC_SHUTDOWN.
+    """
+    try:
+        fd = os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        device = os.fstat(fd).st_dev
+        said = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/loop/backing_file")
+        try:
+            is_ours = said.read_text().rstrip("\n") == os.fspath(backing)
+        except FileNotFoundError:
+            return  # no loop device
+        if is_ours:
+            fcntl.ioctl(fd, _FS_IOC_SHUTDOWN, _NO_LOG_FLUSH)
+    finally:
+        os.close(fd)
 
 
 def _ignore_missing(function: object, path: str, info: tuple[type, BaseException, object]) -> None:

@@ -67,6 +67,36 @@ def test_what_is_made_is_a_sound_file_system(tmp_path: Path, clean_host: None) -
         remove_storage(tmp_path / "storage", mount_point, task_id)
 
 
+def test_what_was_not_written_is_forgotten(tmp_path: Path, clean_host: None) -> None:
+    """A task's end is no reason to write what is deleted with it."""
+    task_id = new_task_id()
+    mount_point, backing = tmp_path / "task", tmp_path / "storage" / f"{task_id}.ext4"
+    create_storage(tmp_path / "storage", tmp_path / "cache", mount_point, task_id, 21)
+    held = os.open(backing, os.O_RDONLY)
+    try:
+        (mount_point / "file").write_bytes(os.urandom(64 << 20))
+        before = os.fstat(held).st_blocks
+        remove_storage(tmp_path / "storage", mount_point, task_id)
+        assert (os.fstat(held).st_blocks - before) * 512 < 16 << 20
+    finally:
+        os.close(held)
+
+
+def test_a_file_system_that_is_not_the_tasks_is_left_alone(tmp_path: Path) -> None:
+    """A directory of the host, and another task's mount, in the mount point's place."""
+    root, task_id, other = tmp_path / "storage", new_task_id(), new_task_id()
+    create_storage(root, tmp_path / "cache", tmp_path / "other", other, 21)
+    try:
+        ephemeral._forget_unwritten(root / f"{task_id}.ext4", tmp_path / "other")
+        ephemeral._forget_unwritten(root / f"{task_id}.ext4", tmp_path)
+        for directory in (tmp_path / "other", tmp_path):
+            (directory / "still").write_text("writable")
+            os.sync()
+            assert (directory / "still").read_text() == "writable"
+    finally:
+        remove_storage(root, tmp_path / "other", other)
+
+
 @pytest.mark.registry
 @pytest.mark.field("ephemeralStorage.sizeInGiB")
 def test_the_writer_gets_enospc_and_its_neighbours_do_not(settings: Settings, busybox: str) -> None:
