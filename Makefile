@@ -13,6 +13,7 @@ APT_RUN := gcc libc6-dev e2fsprogs python3-dev python3-venv libcap-dev libseccom
 APT_DEMO := mmdebstrap umoci skopeo docker-registry
 APT_TEST := busybox-static openssl erofs-utils attr libcap2-bin iproute2 nftables zstd clang-format
 APT_BENCH := crun runc podman
+APT_VM := qemu-system-x86 mmdebstrap e2fsprogs debian-archive-keyring git
 
 .PHONY: help
 help: ## List the targets.
@@ -37,6 +38,17 @@ unit: build ## Tests that need no root.
 root: build ## Tests that need root and this kernel.
 	@$(call apt,$(APT_DEMO) $(APT_TEST))
 	$(PY) -m pytest tests/root
+
+GUEST ?= default
+.PHONY: test-vm
+test-vm: build ## Run the tests marked vm in a throw-away guest: GUEST=default, debian12, debian13, nofeatures or newest.
+	@$(call apt,$(APT_VM))
+	$(PY) -m vagrant test $(GUEST)
+
+.PHONY: test-vm-all
+test-vm-all: build ## The same in every guest, one after the other.
+	@$(call apt,$(APT_VM))
+	$(PY) -m vagrant test-all
 
 .PHONY: lint
 lint: build ## ruff, mypy, import directions, C format.

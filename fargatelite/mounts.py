@@ -6,11 +6,13 @@ kernel wrote to the mount context; who calls knows what they mean.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import os
 import struct
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +43,7 @@ _UMOUNT_NOFOLLOW, _MNT_DETACH = 8, 2
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
 _LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR, _LO_FLAGS_DIRECT_IO = 1, 4, 16
 LOOP_CONTROL = "/dev/loop-control"
+_MODPROBE_DEADLINE_S = 30.0
 _LOOP_ATTEMPTS = 64  # another process may take the free device between the two calls
 
 
@@ -123,7 +126,7 @@ def attach_loop(path: Path, *, read_only: bool, direct_io: bool = False) -> tupl
     wanted |= _LO_FLAGS_DIRECT_IO if direct_io else 0
     backing = os.open(path, mode | os.O_CLOEXEC)
     try:
-        control = os.open(LOOP_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+        control = _open_loop_control()
         try:
             for _ in range(_LOOP_ATTEMPTS):
                 name = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
@@ -145,6 +148,21 @@ def attach_loop(path: Path, *, read_only: bool, direct_io: bool = False) -> tupl
     finally:
         os.close(backing)
     raise OSError(errno.EBUSY, f"no free loop device after {_LOOP_ATTEMPTS} attempts", LOOP_CONTROL)
+
+
+def _open_loop_control() -> int:
+    """A descriptor of LOOP_CONTROL. Opening its node loads the module, but only udev makes the node
+    beforehand: elsewhere the module is loaded by name. Raises: OSError.
+    """
+    try:
+        return os.open(LOOP_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        with contextlib.suppress(FileNotFoundError):  # no modprobe: the kernel has what it has
+            subprocess.run(
+                ["modprobe", "-q", "loop"], check=False, timeout=_MODPROBE_DEADLINE_S,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        return os.open(LOOP_CONTROL, os.O_RDWR | os.O_CLOEXEC)
 
 
 def unmount_detached(target: Path) -> bool:

@@ -219,7 +219,7 @@ def _start_pid_holder(settings: Settings, run: RunDirectory, shim: Shim) -> None
 def _own_group_mounts(cgroup: Cgroup) -> dict[str, str]:
     """Where the container sees its own group: v2 at the top, v1 below each controller's name."""
     if cgroup.clone_into is not None:
-        return {}
+        return {"/sys/fs/cgroup": cgroup.clone_into}
     return {
         f"/sys/fs/cgroup/{Path(path).relative_to('/sys/fs/cgroup').parts[0]}": str(
             Path(path).parent

@@ -87,8 +87,8 @@ class Directories(msgspec.Struct, frozen=True, kw_only=True):
     """Where the parts of a container's file system lie on the host (absolute paths).
 
     `container` holds `lower`, `upper`, `work` and `merged`; `image` is the host's mount of the
-    image; `files` maps a path inside (`/etc/hosts`) to a file of ours; `groups` maps a path below
-    /sys/fs/cgroup inside to the container's own group directory outside.
+    image; `files` maps a path inside (`/etc/hosts`) to a file of ours; `groups` maps /sys/fs/cgroup
+    (v2) or paths below it (v1) inside to the container's own group directory outside.
     """
 
     container: str
@@ -190,7 +190,9 @@ def compile_mounts(
         ops.append(op("touch", inside, 0o644, base, base, IN_ROOT))
         ops.append(op("move_mount", slot, inside, IN_ROOT))
         slot += 1
-    if directories.groups:
+    if "/sys/fs/cgroup" in directories.groups:
+        ops.append(op("move_mount", slot, "/sys/fs/cgroup", RESOLVE_NO_SYMLINKS))
+    elif directories.groups:
         # sysfs has the directory; a tmpfs over it holds one mount point per controller.
         ops.append(_mount("tmpfs", "/sys/fs/cgroup", NOSUID | NODEV | NOEXEC, "mode=755", *owner))
         for inside in directories.groups:

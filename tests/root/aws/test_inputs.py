@@ -19,10 +19,11 @@ from fargatelite.settings import SecretSettings
 from tests.fixtures.aws import ACCOUNT, Aws
 from tests.fixtures.cli import CommandLine
 from tests.fixtures.images import RunningRegistry, build_oci_layout, busybox_files, tar_layer
+from tests.fixtures.patience import patient
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = patient(60)
 UNABLE = "ResourceInitializationError: unable to pull secrets or registry auth: "
 PASSWORD = "swordfish-2718281828"
 PARAMETER = "marlin-1618033988"

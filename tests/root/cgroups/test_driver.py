@@ -11,6 +11,7 @@ import pytest
 
 from fargatelite.cgroups.cgroup import CgroupLimits, Driver
 from fargatelite.errors import CgroupFailed
+from tests.fixtures.patience import patient
 
 from .conftest import Inhabitants
 
@@ -49,7 +50,7 @@ def test_fork_bomb_is_killed_to_the_last(
     driver.create(path, CgroupLimits(pids_max=200))
     group = driver.create(f"{path}/bomb", CgroupLimits())
     inhabitants.start(group, FORK_BOMB)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patient(20)
     while len(driver.pids(path)) < 150:
         assert time.monotonic() < deadline
     assert len(driver.pids(path)) <= 200
@@ -62,7 +63,7 @@ def test_stopped_process_is_killed(driver: Driver, path: str, inhabitants: Inhab
     process = inhabitants.start(group, WAIT)
     os.kill(process.pid, 19)
     driver.kill(path)
-    assert process.wait(5) == -9
+    assert process.wait(patient(5)) == -9
 
 
 def test_remove_names_who_is_inside(driver: Driver, path: str, inhabitants: Inhabitants) -> None:
@@ -81,7 +82,7 @@ def test_memory_limit_kills_and_is_counted(
     process = inhabitants.start(
         group, "print('ready', flush=True)\nx = bytearray(256 << 20)\nprint('survived')\n"
     )
-    assert process.wait(20) == -9
+    assert process.wait(patient(20)) == -9
     assert driver.oom_kills(path) == 1
     peak_bytes = driver.memory_peak_bytes(path)
     assert peak_bytes is not None
@@ -96,7 +97,7 @@ def test_cpu_quota_holds(driver: Driver, path: str, inhabitants: Inhabitants) ->
         "import time\nprint('ready', flush=True)\nend = time.monotonic() + 1.5\n"
         "while time.monotonic() < end: pass\n",
     )
-    assert process.wait(20) == 0
+    assert process.wait(patient(20)) == 0
     assert 0.15e9 < driver.cpu_usage_ns(path) < 0.45e9
 
 
@@ -122,7 +123,7 @@ finally:
     )
     assert process.stdout is not None
     assert process.stdout.read() == "refused\n"
-    assert process.wait(5) == 0
+    assert process.wait(patient(5)) == 0
 
 
 def test_groups_of_many_threads_come_and_go(driver: Driver, path: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from fargatelite.cgroups.cgroup import Cgroup
 from fargatelite.cgroups.devices import attach_device_program
 from fargatelite.cgroups.v2 import V2Driver
+from tests.fixtures.patience import patient
 
 from .conftest import Inhabitants
 
@@ -43,7 +44,7 @@ def test_cgroup_kill_ends_a_tree(group: tuple[V2Driver, Cgroup], inhabitants: In
     assert len(driver.pids(cgroup.path)) == 8
     driver.kill(cgroup.path)
     assert driver.pids(cgroup.path) == []
-    assert process.wait(5) == -9
+    assert process.wait(patient(5)) == -9
     assert driver.cpu_usage_ns(cgroup.path) > 0
 
 
@@ -73,4 +74,4 @@ finally:
     )
     assert process.stdout is not None
     assert process.stdout.read() == "refused\n"
-    assert process.wait(5) == 0
+    assert process.wait(patient(5)) == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fargatelite import Settings, Task, run_task
+from tests.fixtures.patience import patient
 from tests.root.runtime.test_container_features import TIMEOUT_S, definition, shell
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
@@ -41,7 +42,7 @@ def cp(settings: Settings, *arguments: str | Path) -> subprocess.CompletedProces
     return subprocess.run(
         [sys.executable, "-m", "fargatelite", "--data-root", settings.data_root,
          "--run-root", settings.run_root, "cp", *arguments],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=patient(60), check=False,
     )  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def inside(settings: Settings, task: Task, script: str) -> str:
     return subprocess.run(
         [sys.executable, "-m", "fargatelite", "--data-root", settings.data_root, "--run-root",
          settings.run_root, "exec", "--force", task.id, "sh", "-c", script],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=patient(60), check=True,
     ).stdout  # fmt: skip
 
 

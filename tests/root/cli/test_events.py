@@ -13,6 +13,7 @@ import pytest
 from fargatelite import Settings, run_task
 from fargatelite.runtime.events import Event, StateChange
 from tests.fixtures.cli import CommandLine, lines_until
+from tests.fixtures.patience import patient
 from tests.root.runtime.test_container_features import TIMEOUT_S, definition, shell
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
@@ -68,7 +69,7 @@ def test_all_tasks_are_followed_those_to_come_too(
         lines = lines_until(follower.stdout, '"STOPPED", "launchType"')
         assert {json.loads(line)["resources"][0] for line in lines} == {ids[-1]}
     follower.send_signal(signal.SIGINT)
-    assert follower.wait(20) == 130
+    assert follower.wait(patient(20)) == 130
 
     shown = fargatelite("events").stdout.splitlines()
     assert [line.split()[3] for line in shown if line.split()[2] == "task"].count("STOPPED") == 2
@@ -92,4 +93,4 @@ def test_following_one_task_ends_with_it(
         task.stop("enough")
         rest = follower.stdout.read().splitlines()
         assert rest[-1].endswith("task STOPPED UserInitiated: enough")
-        assert follower.wait(20) == 0
+        assert follower.wait(patient(20)) == 0

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from fargatelite import Settings, Task, run_task
+from tests.fixtures.patience import patient
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = patient(60)
 
 
 def _definition(image: str) -> dict[str, Any]:
@@ -60,7 +61,11 @@ def _exec(
     settings: Settings, *arguments: str, data: bytes | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        _command(settings, *arguments), input=data, capture_output=True, timeout=60, check=False
+        _command(settings, *arguments),
+        input=data,
+        capture_output=True,
+        timeout=patient(60),
+        check=False,
     )
 
 
@@ -163,7 +168,7 @@ def test_a_terminal_of_the_container(task: Task, settings: Settings) -> None:
 
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
     seen, sent = b"", False
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patient(30)
     while time.monotonic() < deadline:
         if not select.select([master], [], [], 5)[0]:
             break
@@ -195,5 +200,5 @@ def test_a_guest_dies_with_its_task(settings: Settings, busybox: str) -> None:
             assert process.stdout is not None
             assert process.stdout.readline() == b"up\n"
             task.stop()
-            process.wait(20)
+            process.wait(patient(20))
         assert process.returncode in (125, 137)

@@ -12,6 +12,7 @@ import pytest
 from fargatelite import Settings
 from fargatelite.runtime.record import list_records
 from fargatelite.runtime.usage import compute_task_bill
+from tests.fixtures.patience import patient
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
 
@@ -54,14 +55,14 @@ def run(number):
         },
         settings=settings,
     ).until("RUNNING", 60)
-    all_run.wait(60)
+    all_run.wait(patient(60))
     while True:
         try:
             socket.create_connection((task.address, 80), 5).close()
             break
         except ConnectionRefusedError:
             assert task.last_status == "RUNNING"
-    code = task.wait(60)
+    code = task.wait(patient(60))
     text = b"".join(line.text + b"\\n" for line in task.logs("app")).decode()
     results.append([number, code, text, task.address, task.stopped_reason, task.id])
 
@@ -100,14 +101,14 @@ def test_twenty_tasks_from_four_processes(settings: Settings, busybox: str, tmp_
             process.stdin.write("go\n")
             process.stdin.flush()
         for process in processes:
-            out, err = process.communicate(timeout=100)
+            out, err = process.communicate(timeout=patient(100))
             assert (process.returncode, err) == (0, "")
             results += json.loads(out)
     finally:
         for process in processes:
             if process.poll() is None:
                 process.terminate()
-                process.communicate(timeout=30)
+                process.communicate(timeout=patient(30))
 
     numbers = list(range(1, PROCESSES * TASKS_EACH + 1))
     assert sorted(result[0] for result in results) == numbers

@@ -20,6 +20,7 @@ import pytest
 from fargatelite import Settings
 from tests.fixtures.cli import TIMEOUT_S, CommandLine, lines_until
 from tests.fixtures.images import RunningRegistry, free_port
+from tests.fixtures.patience import patient
 
 pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.usefixtures("settings")]
 
@@ -67,7 +68,7 @@ class PassingRegistry:
                     f"http://{upstream}{self.path}", headers=kept, method=self.command
                 )
                 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-                with opener.open(request, timeout=10) as response:
+                with opener.open(request, timeout=patient(10)) as response:
                     body = response.read()
                     self.send_response(response.status)
                     for key, value in response.headers.items():
@@ -350,7 +351,7 @@ def test_publish(fargatelite: CommandLine, busybox: str, task_file: Path) -> Non
     try:
         while True:
             try:
-                with opener.open(f"http://127.0.0.1:{port}/", timeout=2) as response:
+                with opener.open(f"http://127.0.0.1:{port}/", timeout=patient(2)) as response:
                     assert response.read() == b"page\n"
                 break
             except OSError:  # httpd says nothing once it listens

@@ -19,6 +19,7 @@ from fargatelite.images.mount import unmount
 from fargatelite.images.store import ImageStore
 from fargatelite.names import TaskId
 from tests.fixtures.images import build_oci_layout, directory, link, tar_layer
+from tests.fixtures.patience import patient
 
 pytestmark = pytest.mark.root
 
@@ -197,7 +198,7 @@ def test_task_runs_on_every_backend(settings: Settings, busybox: str, backend: s
         },
         settings=chosen,
     )
-    task.wait(60)
+    task.wait(patient(60))
     assert task.containers["main"].exit_code == 0, task.describe()
     lines = [line.text for line in task.logs("main")]
     assert lines[0] == b"0"

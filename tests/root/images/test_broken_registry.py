@@ -36,6 +36,7 @@ from fargatelite.images.reference import parse_reference
 from fargatelite.images.registry import Registry
 from fargatelite.images.store import ImageStore
 from tests.fixtures.images import build_oci_layout, free_port, tar_layer
+from tests.fixtures.patience import patient
 
 pytestmark = pytest.mark.root
 
@@ -325,7 +326,7 @@ def test_silence_ends_a_download(server: _Server, monkeypatch: pytest.MonkeyPatc
         data = request.server.blobs[server.layers[0]]
         request.send(200, data[:10], Content_Length=str(len(data)))
         request.wfile.flush()
-        released.wait(20)
+        released.wait(patient(20))
         request.close_connection = True
 
     server.on(f"{V2}/blobs/", answer)
@@ -345,7 +346,7 @@ def test_silence_before_an_answer(server: _Server, monkeypatch: pytest.MonkeyPat
     released = threading.Event()
 
     def answer(request: _Request) -> None:
-        released.wait(20)
+        released.wait(patient(20))
         request.close_connection = True
 
     server.on(V2, answer)

@@ -32,6 +32,7 @@ from fargatelite.images.registry import Registry
 from fargatelite.images.store import ImageStore
 from fargatelite.images.worker import fetch_image
 from tests.fixtures.images import RunningRegistry, build_oci_layout, tar_layer
+from tests.fixtures.patience import patient
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
 
@@ -201,7 +202,7 @@ def test_two_processes_pull_at_once(
         assert child.stdin is not None
         child.stdin.write("\n")
         child.stdin.flush()
-    outputs = [child.communicate(timeout=60) for child in children]
+    outputs = [child.communicate(timeout=patient(60)) for child in children]
     assert [child.returncode for child in children] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]
     index = json.loads((layout / "index.json").read_text())["manifests"][0]["digest"]

@@ -22,6 +22,7 @@ from fargatelite.metadata.stats import Reading
 from fargatelite.names import new_task_id, runtime_id
 from fargatelite.network.namespaces import run_in_namespace
 from fargatelite.network.slot import METADATA_ADDRESS
+from tests.fixtures.patience import patient
 
 CLONE_NEWNET = 0x40000000
 
@@ -91,7 +92,8 @@ class Task:
 
     def connect(self, port: int = 80) -> socket.socket:
         return run_in_namespace(
-            self.netns_fd, lambda: socket.create_connection((METADATA_ADDRESS, port), timeout=5)
+            self.netns_fd,
+            lambda: socket.create_connection((METADATA_ADDRESS, port), timeout=patient(5)),
         )
 
     def raw(self, data: bytes) -> bytes:

@@ -16,6 +16,7 @@ from fargatelite.errors import NetworkFailed
 from fargatelite.metadata.server import MetadataServer
 from fargatelite.metadata.shapes import MetadataTask
 from fargatelite.network.namespaces import run_in_namespace
+from tests.fixtures.patience import patient
 
 from .conftest import Task, new_namespace
 
@@ -189,7 +190,7 @@ def test_botocores_own_provider_gets_the_credentials(new_task: NewTask) -> None:
         pass_fds=[task.netns_fd],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=patient(30),
         check=True,
     )
     assert json.loads(done.stdout) == ["ASIAEXAMPLE", "secret-" + task.source.runtime_id, "token"]

@@ -12,10 +12,11 @@ from fargatelite import InvalidTaskDefinition, Settings, run_task
 from fargatelite.errors import ConfigurationInvalid
 from fargatelite.network.slot import slot_for
 from fargatelite.settings import BeyondFargate
+from tests.fixtures.patience import patient
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = patient(60)
 
 
 def document(image: str, script: str, **more: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from fargatelite import Settings
+from tests.fixtures.patience import patient
 
 pytestmark = pytest.mark.root
 
@@ -17,7 +18,7 @@ def _check(settings: Settings, *prefix: str, output: str = "json") -> tuple[int,
     done = subprocess.run(
         [*prefix, sys.executable, "-m", "fargatelite", "--data-root", settings.data_root,
          "--run-root", settings.run_root, "check", "--output", output],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=patient(120), check=False,
     )  # fmt: skip
     assert not done.stderr, done.stderr
     return done.returncode, done.stdout

@@ -17,10 +17,11 @@ from tests.fixtures.images import (
     directory,
     tar_layer,
 )
+from tests.fixtures.patience import patient
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = patient(60)
 
 
 def definition(image: str, *containers: dict[str, Any], **more: Any) -> dict[str, Any]:

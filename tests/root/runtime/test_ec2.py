@@ -12,10 +12,11 @@ import pytest
 
 from fargatelite import InvalidTaskDefinition, Settings, Task, run_task
 from tests.fixtures.images import free_port
+from tests.fixtures.patience import patient
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = patient(60)
 
 
 def container(image: str, script: str, name: str = "c", **more: Any) -> dict[str, Any]:

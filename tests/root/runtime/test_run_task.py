@@ -22,10 +22,11 @@ from fargatelite.errors import InvalidTaskDefinition
 from fargatelite.runtime.events import ContainerEvent, PullEvent, TaskEvent
 from fargatelite.runtime.gc import collect
 from fargatelite.runtime.record import list_records, read_record
+from tests.fixtures.patience import patient
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = patient(60)
 
 
 def definition(image: str, *containers: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -142,10 +143,10 @@ def test_the_host_reaches_a_task_and_a_published_port(settings: Settings, busybo
     try:
         task.until("RUNNING", TIMEOUT_S)
         for url in (f"http://{task.address}/", f"http://127.0.0.1:{port}/"):
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + patient(10)
             while True:
                 try:
-                    with urllib.request.urlopen(url, timeout=2) as response:
+                    with urllib.request.urlopen(url, timeout=patient(2)) as response:
                         assert response.read() == b"page\n"
                     break
                 except OSError:
@@ -257,9 +258,14 @@ def test_read_only_root(settings: Settings, busybox: str) -> None:
     "containerDefinitions[].ulimits[].hardLimit",
 )
 def test_limits_are_in_the_groups(settings: Settings, busybox: str) -> None:
+    """Read from inside, where a container finds its own group and nobody else's, and cannot write.
+
+    On v2 its group was an empty directory.
+    """
     script = (
         "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; "
-        "cat /proc/self/limits | grep 'open files'"
+        "cat /proc/self/limits | grep 'open files'; "
+        "echo 0 2>/dev/null >/sys/fs/cgroup/memory.max || echo read-only"
     )
     task = run(
         settings, busybox,
@@ -269,6 +275,7 @@ def test_limits_are_in_the_groups(settings: Settings, busybox: str) -> None:
     text = text_of(task, "app")
     assert str(64 * 2**20) in text
     assert "512" in text.split("open files")[1]
+    assert text.endswith("read-only\n")
 
 
 @pytest.mark.field("cpu")
@@ -325,7 +332,7 @@ def test_stdout_gets_the_output(settings: Settings, busybox: str) -> None:
         definition(busybox, shell("app", "echo one; echo two")), settings=settings, stdout=out
     )
     task.wait(TIMEOUT_S)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patient(10)
     while out.getvalue() != "one\ntwo\n":
         assert time.monotonic() < deadline, out.getvalue()
         time.sleep(0.01)

@@ -9,10 +9,11 @@ import pytest
 
 from fargatelite import Settings, run_task
 from tests.fixtures.images import RunningRegistry, build_oci_layout, busybox_files, tar_layer
+from tests.fixtures.patience import patient
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = patient(60)
 
 
 def document(image: str, script: str, *, task: Any = None, **more: Any) -> dict[str, Any]:

@@ -1,0 +1,95 @@
+"""`python -m vagrant test|test-all|run|build|list`: what the make targets call."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from vagrant.guests import GUESTS
+from vagrant.image import BUILD, build
+from vagrant.machine import NO_RESULT, run
+
+TIMEOUT_S = 2400.0
+FACTOR = 20
+"""How much longer tests may wait: a software CPU is 13 to 45 times slower (measured)."""
+
+
+def main() -> int:
+    """Parses the command line and carries it out; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m vagrant", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    test = commands.add_parser("test", help="run the tests marked vm in a guest")
+    test.add_argument("guest", choices=GUESTS, nargs="?", default="default")
+    test.add_argument("--marker", default="vm", help="which tests (pytest -m)")
+    test.add_argument("arguments", nargs="*", help="for pytest, after --")
+    commands.add_parser("test-all", help="run the tests marked vm in every guest")
+    one = commands.add_parser("run", help="run a shell command in a guest's source tree")
+    one.add_argument("guest", choices=GUESTS)
+    one.add_argument("shell")
+    making = commands.add_parser("build", help="build a guest's image if it is stale")
+    making.add_argument("guest", choices=GUESTS, nargs="?", default="default")
+    commands.add_parser("list", help="list the guests")
+    parsed = parser.parse_args()
+    if parsed.command == "list":
+        for name, guest in GUESTS.items():
+            print(f"{name:12}{guest.why}")
+        return 0
+    if parsed.command == "test-all":
+        codes = [_test(name, "vm", []) for name in GUESTS]
+        return max(codes)
+    if parsed.command == "test":
+        return _test(parsed.guest, parsed.marker, parsed.arguments)
+    guest = GUESTS[parsed.guest]
+    built = build(guest.user_space)
+    if parsed.command == "build":
+        return 0
+    return run(guest, built, parsed.shell, BUILD / "results" / parsed.guest, TIMEOUT_S)
+
+
+def _test(name: str, marker: str, arguments: list[str]) -> int:
+    """Runs tests in a guest and says what came of it; its exit code, never 0 without a report."""
+    guest = GUESTS[name]
+    built = build(guest.user_space)
+    results = BUILD / "results" / name
+    started = time.monotonic()
+    code = run(guest, built, _test_command(name, marker, arguments), results, TIMEOUT_S)
+    if not (results / "junit.xml").exists():
+        code = code or NO_RESULT
+    print(f"vm: {name}: {_summary(results)} in {time.monotonic() - started:.0f} s, exit {code}")
+    return code
+
+
+def _test_command(guest: str, marker: str, arguments: list[str]) -> str:
+    """The shell command that runs the marked tests inside; with `arguments` those instead."""
+    factor = os.environ.get("FARGATELITE_TEST_TIMEOUT_FACTOR", str(FACTOR))
+    chosen = arguments or ["tests"]
+    pytest = [
+        "python3", "-m", "pytest", "-p", "no:cacheprovider", "-m", marker, "--timeout=600",
+        "--color=yes", "-v", "--junitxml=/results/junit.xml", *chosen,
+    ]  # fmt: skip
+    return (
+        f"export FARGATELITE_TEST_TIMEOUT_FACTOR={shlex.quote(factor)}\n"
+        f"export FARGATELITE_TEST_GUEST={shlex.quote(guest)}\n"
+        f"uname -rv\nexec {shlex.join(pytest)}\n"
+    )
+
+
+def _summary(results: Path) -> str:
+    """Counts from junit.xml, in words."""
+    file = results / "junit.xml"
+    if not file.exists():
+        return "no junit.xml came back"
+    suite = ElementTree.parse(file).getroot().find("testsuite")  # noqa: S314 written by our guest
+    if suite is None:
+        return "junit.xml has no test suite"
+    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

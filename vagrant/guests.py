@@ -1,0 +1,85 @@
+"""The guests: which user space and kernel, what is PID 1, what is taken away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["GUESTS", "PACKAGES", "USER_SPACES", "Guest", "UserSpace"]
+
+PACKAGES = (
+    # what fargatelite needs on a host
+    "python3 ca-certificates e2fsprogs libcap2 libnftables1 libseccomp2 "
+    # what the tests use beside it
+    "attr busybox-static docker-registry erofs-utils iproute2 kmod libcap2-bin nftables "
+    "procps skopeo umoci zstd nfs-kernel-server nfs-common "
+    # PID 1 of some guests, and what Vagrant expects in a box
+    "dbus openssh-server rsync sudo systemd systemd-sysv udev"
+).split()
+"""Debian packages of every user space; their recommendations are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserSpace:
+    """A Debian release, and the kernels that are kept beside it; all modules are in the image."""
+
+    suite: str
+    python: str
+    kernels: tuple[str, ...]
+    """Meta packages; `suite/package` takes it from another suite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guest:
+    """One machine that tests run in."""
+
+    user_space: str
+    kernel: str
+    why: str
+    systemd: bool = False
+    """Whether systemd is PID 1, and tests run as one of its services with delegation."""
+    take_away: tuple[str, ...] = ()
+    """Features that guest-run removes before the tests: its words for `take_away=`."""
+
+
+USER_SPACES = {
+    "bookworm": UserSpace(
+        suite="bookworm",
+        python="3.11",
+        kernels=("linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"),
+    ),
+    "trixie": UserSpace(
+        suite="trixie",
+        python="3.13",
+        kernels=("linux-image-cloud-amd64", "trixie-backports/linux-image-cloud-amd64"),
+    ),
+}
+
+GUESTS = {
+    "default": Guest(
+        user_space="bookworm",
+        kernel="linux-image-6.12-cloud-amd64",
+        why="cgroup v2 without systemd, Linux 6.12, Python 3.11",
+    ),
+    "debian12": Guest(
+        user_space="bookworm",
+        kernel="linux-image-cloud-amd64",
+        why="Linux 6.1: EROFS only through loop devices",
+    ),
+    "debian13": Guest(
+        user_space="trixie",
+        kernel="linux-image-cloud-amd64",
+        systemd=True,
+        why="systemd as PID 1, Linux 6.12, Python 3.13",
+    ),
+    "nofeatures": Guest(
+        user_space="bookworm",
+        kernel="linux-image-6.12-cloud-amd64",
+        take_away=("erofs", "nftables", "userns"),
+        why="no EROFS, no nftables, no user namespaces: fallbacks and messages",
+    ),
+    "newest": Guest(
+        user_space="trixie",
+        kernel="trixie-backports/linux-image-cloud-amd64",
+        why="the newest kernel that Debian builds for its stable release",
+    ),
+}

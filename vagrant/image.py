@@ -1,0 +1,217 @@
+"""Builds a user space's disk and its kernels into build/vm, once for each state of their inputs.
+
+Debian packages come through this host's own apt sources, Python packages through its pip; the guest
+itself has neither pip nor a compiler nor a network.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from vagrant.guests import PACKAGES, USER_SPACES, UserSpace
+from vagrant.kernel import extract_vmlinux, needed_modules, write_initramfs
+
+__all__ = ["BUILD", "Built", "build"]
+
+ROOT = Path(__file__).resolve().parent.parent
+HERE = ROOT / "vagrant"
+BUILD = ROOT / "build" / "vm"
+DISK_BYTES = 8 << 30
+"""Sparse; a guest's writes are thrown away."""
+
+TEST_PACKAGES = ("hypothesis", "pytest", "pytest-timeout")
+"""Python packages beside fargatelite's own requirements."""
+
+
+class Built:
+    """Where the parts of a user space are."""
+
+    def __init__(self, directory: Path) -> None:
+        self.disk = directory / "root.ext4"
+        self._directory = directory
+
+    def kernel(self, package: str) -> tuple[Path, Path]:
+        """(vmlinux, initramfs) of a kernel's meta package."""
+        name = package.replace("/", "_")
+        return self._directory / f"{name}.vmlinux", self._directory / f"{name}.initrd"
+
+
+def build(name: str) -> Built:
+    """Builds the user space `name` when an input has changed; some 100 s, and 0 s afterwards.
+
+    Raises: subprocess.CalledProcessError with the failing command's output on the terminal.
+    """
+    space = USER_SPACES[name]
+    directory = BUILD / f"{name}-{_hash_of_inputs(space)[:16]}"
+    if not (directory / "complete").exists():
+        for old in BUILD.glob(f"{name}-*"):
+            shutil.rmtree(old)
+        directory.mkdir(parents=True)
+        _build(space, directory)
+        (directory / "complete").touch()
+    return Built(directory)
+
+
+def _hash_of_inputs(space: UserSpace) -> str:
+    digest = hashlib.sha256(repr((space, PACKAGES, DISK_BYTES)).encode())
+    for line in _requirements():
+        digest.update(line.encode())
+    for path in (
+        Path(__file__),
+        HERE / "kernel.py",
+        *_installed_files().values(),
+        HERE / "initrd-init",
+    ):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _installed_files() -> dict[str, Path]:
+    """Files of ours in the disk, by their place there."""
+    return {
+        "guest-init": HERE / "guest-init",
+        "guest-run": HERE / "guest-run",
+        "etc/systemd/system/guest-run.service": HERE / "guest-run.service",
+    }
+
+
+def _build(space: UserSpace, directory: Path) -> None:
+    tree = directory / "tree"
+    _say(f"{space.suite}: user space")
+    _bootstrap(space, tree)
+    for package in space.kernels:
+        _say(f"{space.suite}: {package}")
+        _install_kernel(tree, package, directory)
+    _say(f"{space.suite}: Python packages")
+    _install_python_packages(space, tree, directory)
+    for name, source in _installed_files().items():
+        shutil.copy2(source, tree / name)
+    (tree / "etc/machine-id").write_text("")
+    _say(f"{space.suite}: disk")
+    disk = directory / "root.ext4"
+    with open(disk, "wb") as file:
+        file.truncate(DISK_BYTES)
+    features = "-O", "^has_journal", "-E", "lazy_itable_init=1"
+    _run("mke2fs", "-q", "-t", "ext4", "-I", "256", *features, "-d", str(tree), str(disk))
+    shutil.rmtree(tree)
+
+
+def _bootstrap(space: UserSpace, tree: Path) -> None:
+    """mmdebstrap from this host's sources, their suites exchanged."""
+    wanted = {package.partition("/")[0] for package in space.kernels if "/" in package}
+    sources = tree.parent / "sources.list"
+    sources.write_text(_sources(space.suite, sorted(wanted)))
+    _run(
+        "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase",
+        f"--include={','.join(PACKAGES)}", "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--skip=cleanup/apt", space.suite, str(tree), str(sources),
+    )  # fmt: skip
+
+
+def _sources(suite: str, more: list[str]) -> str:
+    """This host's Debian mirrors as one-line sources for `suite` (and `more` suites).
+
+    A host that has none in the usual files gets Debian's own.
+    """
+    text = "\n".join(
+        path.read_text()
+        for path in (
+            *Path("/etc/apt").glob("sources.list"),
+            *Path("/etc/apt/sources.list.d").glob("debian*"),
+        )
+    )
+    addresses = re.findall(r"^(?:URIs:|deb(?: \[[^]]*\])?)\s+(https?://\S+)", text, re.MULTILINE)
+    plain = [found for found in addresses if "security" not in found]
+    secure = [found for found in addresses if "security" in found]
+    main = plain[0] if plain else "http://deb.debian.org/debian"
+    security = secure[0] if secure else "http://deb.debian.org/debian-security"
+    options = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
+    lines = [f"deb {options} {main} {name} main" for name in (suite, f"{suite}-updates", *more)]
+    lines.append(f"deb {options} {security} {suite}-security main")
+    return "\n".join(lines) + "\n"
+
+
+def _install_kernel(tree: Path, package: str, directory: Path) -> None:
+    """A kernel's modules into the tree; its image and initramfs beside the disk.
+
+    The package is unpacked, not installed: nobody in the guest needs its initramfs or boot loader.
+    """
+    suite, _, meta = package.rpartition("/")
+    target = ["--target-release", suite] if suite else []
+    depends = _output("chroot", str(tree), "apt-cache", *target, "show", "--no-all-versions", meta)
+    found = re.search(r"^Depends:.*?(linux-image-\d\S*)", depends, re.MULTILINE)
+    if found is None:
+        raise LookupError(f"{package} depends on no kernel: {depends}")
+    image = found.group(1)
+    _run("chroot", str(tree), "sh", "-c", f"cd /var/tmp && apt-get -qq download {image}")
+    (archive,) = (tree / "var/tmp").glob("*.deb")
+    unpacked = directory / "kernel"
+    _run("dpkg-deb", "-x", str(archive), str(unpacked))
+    archive.unlink()
+    (vmlinuz,) = (unpacked / "boot").glob("vmlinuz-*")
+    release = vmlinuz.name.partition("-")[2]
+    (modules,) = (path for path in unpacked.rglob(release) if path.parent.name == "modules")
+    destination = tree / "usr/lib/modules" / release
+    shutil.copytree(modules, destination, symlinks=True)
+    _run("chroot", str(tree), "depmod", release)
+    vmlinux, initrd = Built(directory).kernel(package)
+    vmlinux.write_bytes(extract_vmlinux(vmlinuz.read_bytes()))
+    busybox = tree / "bin/busybox"
+    write_initramfs(initrd, HERE / "initrd-init", busybox, needed_modules(destination))
+    shutil.rmtree(unpacked)
+
+
+@functools.cache
+def _requirements() -> tuple[str, ...]:
+    """The lines of requirements.lock for what fargatelite and TEST_PACKAGES require."""
+    wanted: set[str] = set()
+    pending = ["fargatelite", *TEST_PACKAGES]
+    while pending:
+        name = re.sub(r"[-_.]+", "-", pending.pop()).lower()
+        if name in wanted:
+            continue
+        wanted.add(name)
+        for requirement in importlib.metadata.requires(name) or ():
+            if ";" not in requirement:  # no extra, and no marker that any guest would meet
+                pending.append(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
+    text = (ROOT / "requirements.lock").read_text()
+    blocks = re.findall(r"^(\S+)==(?:.*\\\n)*.*\n", text, re.MULTILINE)
+    whole = [match.group(0) for match in re.finditer(r"^\S+==(?:.*\\\n)*.*\n", text, re.MULTILINE)]
+    return tuple(block for name, block in zip(blocks, whole, strict=True) if name in wanted)
+
+
+def _install_python_packages(space: UserSpace, tree: Path, directory: Path) -> None:
+    """The pinned packages into /opt/site-packages, and a .pth that adds them and /src."""
+    own = "{}.{}".format(*sys.version_info[:2])
+    if own != space.python:
+        raise NotImplementedError(f"this Python is {own}, the guest's {space.python}")
+    lock = directory / "requirements.txt"
+    lock.write_text("".join(_requirements()))
+    _run(
+        sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check",
+        "--root-user-action=ignore", "--no-compile", "--no-deps", "--require-hashes",
+        "--target", str(tree / "opt/site-packages"), "-r", str(lock),
+    )  # fmt: skip
+    paths = tree / "usr/lib/python3/dist-packages/guest.pth"
+    paths.write_text("/opt/site-packages\n/src\n")
+    _run("chroot", str(tree), "python3", "-m", "compileall", "-q", "/opt/site-packages")
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _say(text: str) -> None:
+    print(f"vm: building {text}", flush=True)
