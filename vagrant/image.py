@@ -145,19 +145,14 @@ def _install_kernel(tree: Path, package: str, directory: Path) -> None:
     The package is unpacked, not installed: nobody in the guest needs its initramfs or boot loader.
     """
     suite, _, meta = package.rpartition("/")
-    target = ["--target-release", suite] if suite else []
-    depends = _output("chroot", str(tree), "apt-cache", *target, "show", "--no-all-versions", meta)
-    found = re.search(r"^Depends:.*?(linux-image-\d\S*)", depends, re.MULTILINE)
-    if found is None:
-        raise LookupError(f"{package} depends on no kernel: {depends}")
-    image = found.group(1)
-    _run("chroot", str(tree), "sh", "-c", f"cd /var/tmp && apt-get -qq download {image}")
-    (archive,) = (tree / "var/tmp").glob("*.deb")
     unpacked = directory / "kernel"
-    _run("dpkg-deb", "-x", str(archive), str(unpacked))
-    archive.unlink()
-    (vmlinuz,) = (unpacked / "boot").glob("vmlinuz-*")
-    release = vmlinuz.name.partition("-")[2]
+    for name in _kernel_packages(tree, meta, ["--target-release", suite] if suite else []):
+        _run("chroot", str(tree), "sh", "-c", f"cd /var/tmp && apt-get -qq download {name}")
+        (archive,) = (tree / "var/tmp").glob("*.deb")
+        _run("dpkg-deb", "-x", str(archive), str(unpacked))
+        archive.unlink()
+    (vmlinuz,) = unpacked.rglob("vmlinuz*")  # in boot, or since Linux 7 beside its modules
+    release = vmlinuz.name.partition("-")[2] or vmlinuz.parent.name
     (modules,) = (path for path in unpacked.rglob(release) if path.parent.name == "modules")
     destination = tree / "usr/lib/modules" / release
     shutil.copytree(modules, destination, symlinks=True)
@@ -167,6 +162,27 @@ def _install_kernel(tree: Path, package: str, directory: Path) -> None:
     busybox = tree / "bin/busybox"
     write_initramfs(initrd, HERE / "initrd-init", busybox, needed_modules(destination))
     shutil.rmtree(unpacked)
+
+
+def _kernel_packages(tree: Path, meta: str, target: list[str]) -> list[str]:
+    """Packages with files of the kernel that a meta package stands for: one, or since Linux 7 one
+    for the image and one for the modules. With a version each, as apt-get wants them."""
+    found: dict[str, str] = {}
+    pending = [meta]
+    while pending:
+        name = pending.pop()
+        shown = _output(
+            "chroot", str(tree), "apt-cache", *target, "show", "--no-all-versions", name
+        )
+        version = re.search(r"^Version: (\S+)", shown, re.MULTILINE)
+        assert version is not None, shown
+        found[name] = f"{name}={version.group(1)}"
+        for other in re.findall(
+            r"\b(linux-[a-z]+-\d[^\s,]*)", shown.partition("Depends:")[2].partition("\n")[0]
+        ):
+            if other not in found:
+                pending.append(other)
+    return [exact for name, exact in found.items() if name != meta]
 
 
 @functools.cache
@@ -190,19 +206,73 @@ def _requirements() -> tuple[str, ...]:
 
 def _install_python_packages(space: UserSpace, tree: Path, directory: Path) -> None:
     """The pinned packages into /opt/site-packages, and a .pth that adds them and /src."""
-    own = "{}.{}".format(*sys.version_info[:2])
-    if own != space.python:
-        raise NotImplementedError(f"this Python is {own}, the guest's {space.python}")
     lock = directory / "requirements.txt"
     lock.write_text("".join(_requirements()))
-    _run(
-        sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check",
-        "--root-user-action=ignore", "--no-compile", "--no-deps", "--require-hashes",
-        "--target", str(tree / "opt/site-packages"), "-r", str(lock),
-    )  # fmt: skip
+    target = str(tree / "opt/site-packages")
+    if "{}.{}".format(*sys.version_info[:2]) == space.python:
+        _pip("install", "--no-compile", "--require-hashes", "--target", target, "-r", str(lock))
+    else:
+        wheels = _collect_wheels(space, tree, directory)
+        _pip(
+            "install", "--no-compile", "--no-index", "--find-links", str(wheels),
+            "--python-version", space.python, "--only-binary=:all:", "--target", target,
+            *(line.partition(" ")[0] for line in _requirements()),
+        )  # fmt: skip
+        shutil.rmtree(wheels)
     paths = tree / "usr/lib/python3/dist-packages/guest.pth"
     paths.write_text("/opt/site-packages\n/src\n")
     _run("chroot", str(tree), "python3", "-m", "compileall", "-q", "/opt/site-packages")
+
+
+def _collect_wheels(space: UserSpace, tree: Path, directory: Path) -> Path:
+    """Wheels of the pinned packages for another Python than this one.
+
+    How a package came into this environment says what it needs: plain Python fits every version, a
+    published binary has a sister for the other version, and one that was compiled here is compiled
+    again, in the guest's user space with a compiler that is gone afterwards.
+    """
+    wheels = directory / "wheels"
+    groups: dict[str, list[str]] = {"any": [], "published": [], "compiled": []}
+    for line in _requirements():
+        name = line.partition("==")[0]
+        tags = importlib.metadata.distribution(name).read_text("WHEEL") or ""
+        kind = "any" if "-none-any" in tags else "published" if "manylinux" in tags else "compiled"
+        groups[kind].append(line)
+    files: dict[str, str] = {}
+    for kind, lines in groups.items():
+        files[kind] = str(directory / f"{kind}.txt")
+        Path(files[kind]).write_text("".join(lines))
+    _pip("wheel", "--require-hashes", "--wheel-dir", str(wheels), "-r", files["any"])
+    _pip(
+        "download", "--require-hashes", "--only-binary=:all:", "--python-version", space.python,
+        "--dest", str(wheels), "-r", files["published"],
+    )  # fmt: skip
+    sources = directory / "sources"
+    _pip("download", "--require-hashes", "--no-binary=:all:", "--dest", str(sources),
+         "-r", files["compiled"])  # fmt: skip
+    for name in ("upper", "work", "builder"):
+        (directory / name).mkdir()
+    script = f"""
+        mount -t overlay overlay -o lowerdir={tree},upperdir={directory}/upper,workdir={directory}/work {directory}/builder
+        cd {directory}/builder
+        mkdir -p var/tmp/wheels
+        cp -r {sources} var/tmp/sources
+        export DEBIAN_FRONTEND=noninteractive
+        chroot . apt-get install -qq --no-install-recommends gcc libc6-dev libcap-dev python3-dev python3-pip python3-setuptools python3-wheel > /dev/null
+        chroot . sh -c 'python3 -m pip wheel -q --no-index --no-build-isolation --no-deps -w /var/tmp/wheels /var/tmp/sources/*'
+        cp var/tmp/wheels/*.whl {wheels}
+    """  # noqa: E501 a shell script
+    _run("unshare", "--mount", "sh", "-e", "-c", script)
+    for name in ("upper", "work", "builder", "sources"):
+        shutil.rmtree(directory / name)
+    return wheels
+
+
+def _pip(command: str, *arguments: str) -> None:
+    _run(
+        sys.executable, "-m", "pip", command, "-qq", "--disable-pip-version-check", "--no-deps",
+        *(["--root-user-action=ignore"] if command == "install" else []), *arguments,
+    )  # fmt: skip
 
 
 def _run(*command: str) -> None:

@@ -30,6 +30,9 @@ class CgroupLimits(Struct, frozen=True, kw_only=True):
     memory_bytes: int | None = None
     memory_soft_bytes: int | None = None
     """memoryReservation: what reclaim tries to leave to the group."""
+    oom_group: bool = False
+    """v2: whoever the OOM killer chooses here, all of the group die, so that no container goes on
+    without a part of itself (memory.oom.group, Linux 4.19). v1 has nothing like it."""
     pids_max: int | None = None
     devices: bool = True
     """Whether the group gets Docker's default device list; False inherits from its parent."""

@@ -204,6 +204,8 @@ class V2Driver:
             swap = f"{group}/memory.swap.max"
             if Path(swap).exists():  # CONFIG_SWAP and not swapaccount=0
                 tree.write_verified(swap, "0")
+        if limits.oom_group:
+            tree.write_verified(f"{group}/memory.oom.group", "1")
         if limits.pids_max is not None:
             tree.write_verified(f"{group}/pids.max", str(limits.pids_max))
 

@@ -119,6 +119,7 @@ def container_limits(container: ContainerDefinition) -> CgroupLimits:
         cpu_shares=max(MIN_SHARES, container.cpu_units),
         memory_bytes=hard * 2**20 if hard is not None else None,
         memory_soft_bytes=soft * 2**20 if soft is not None else None,
+        oom_group=True,
         pids_max=None,
         more_devices=container_rules(container),
     )

@@ -89,6 +89,21 @@ def test_memory_limit_kills_and_is_counted(
     assert 40 << 20 < peak_bytes <= 48 << 20
 
 
+def test_a_group_dies_of_memory_as_one_on_v2(
+    driver: Driver, path: str, inhabitants: Inhabitants
+) -> None:
+    driver.create(path, CgroupLimits(memory_bytes=64 << 20))
+    group = driver.create(f"{path}/pair", CgroupLimits(oom_group=True))
+    process = inhabitants.start(
+        group,
+        "import os\nprint('ready', flush=True)\nchild = os.fork()\n"
+        "if not child: x = bytearray(256 << 20)\nos.wait()\n",
+    )
+    # v1 kills the child alone.
+    assert process.wait(patient(20)) == (-9 if driver.version == 2 else 0)
+    assert driver.oom_kills(path) == (2 if driver.version == 2 else 1)
+
+
 def test_cpu_quota_holds(driver: Driver, path: str, inhabitants: Inhabitants) -> None:
     driver.create(path, CgroupLimits(cpu_quota_us=20_000))
     group = driver.create(f"{path}/burner", CgroupLimits())

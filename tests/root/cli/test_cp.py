@@ -54,6 +54,7 @@ def inside(settings: Settings, task: Task, script: str) -> str:
     ).stdout  # fmt: skip
 
 
+@pytest.mark.vm
 def test_a_tree_comes_out(task: Task, settings: Settings, tmp_path: Path) -> None:
     done = cp(settings, f"{task.id[:8]}:/data", tmp_path / "out")
     assert done.returncode == 0, done.stderr
@@ -82,6 +83,7 @@ def test_into_a_directory_and_by_a_link(task: Task, settings: Settings, tmp_path
     assert (tmp_path / "comm").read_text() == "sh\n"
 
 
+@pytest.mark.vm
 def test_files_go_in(task: Task, settings: Settings, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "sub").mkdir(parents=True)

@@ -69,6 +69,7 @@ def _exec(
     )
 
 
+@pytest.mark.vm
 def test_it_is_in_the_container(task: Task, settings: Settings) -> None:
     script = (
         "id -u; cat /tmp/mark; echo $SECRET $MORE; pwd; cat /proc/self/cgroup | head -1;"
@@ -155,6 +156,7 @@ def test_it_must_be_allowed(settings: Settings, busybox: str) -> None:
         assert _exec(settings, "--force", task.id, "-c", "other", "true").returncode == 0
 
 
+@pytest.mark.vm
 def test_a_terminal_of_the_container(task: Task, settings: Settings) -> None:
     script = "tty; stty size; test -t 0 && test -t 1 && echo yes; read line; echo got $line; exit 3"
     pid, master = pty.fork()
@@ -189,6 +191,7 @@ def test_a_terminal_of_the_container(task: Task, settings: Settings) -> None:
     assert "got hello" in text
 
 
+@pytest.mark.vm
 def test_a_guest_dies_with_its_task(settings: Settings, busybox: str) -> None:
     with run_task(_definition(busybox), settings=settings) as task:
         task.until("RUNNING", TIMEOUT_S)

@@ -89,6 +89,7 @@ def rows(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()[1:]]
 
 
+@pytest.mark.vm
 def test_ps_and_describe(fargatelite: CommandLine, running: Running) -> None:
     (row,) = rows(fargatelite("ps").stdout)
     assert row[:5] == [running.id[:12], "other:1", "RUNNING", "RUNNING", "UNKNOWN"]
@@ -140,6 +141,7 @@ def test_follow_logs_and_wait_until_a_stop(fargatelite: CommandLine, running: Ru
     assert (again.returncode, again.stdout) == (0, f"{running.id}\n")
 
 
+@pytest.mark.vm
 def test_stop_without_waiting(fargatelite: CommandLine, running: Running) -> None:
     assert fargatelite("stop", "--no-wait", running.id).returncode == 0
     assert fargatelite("wait", running.id, "--timeout", "20").returncode == 9
@@ -166,6 +168,7 @@ def test_interrupted_watchers_leave_the_task_alone(
     assert row[2] == "RUNNING"
 
 
+@pytest.mark.vm
 def test_stats_and_bill_of_a_running_task(fargatelite: CommandLine, running: Running) -> None:
     table = fargatelite("stats", running.id[:12], "--no-stream")
     assert (table.returncode, table.stderr) == (0, "")
@@ -232,6 +235,7 @@ def test_ambiguous_ids(fargatelite: CommandLine, busybox: str, settings: Setting
     assert fargatelite("describe", task_id[0]).returncode == 125
 
 
+@pytest.mark.vm
 def test_a_killed_supervisor_is_noticed_and_collected(
     fargatelite: CommandLine, running: Running
 ) -> None:

@@ -131,6 +131,7 @@ def stalling(registry: RunningRegistry) -> Iterator[PassingRegistry]:
     ],
     ids=["0", "42", "not-found", "not-executable", "unknown-user"],
 )
+@pytest.mark.vm
 def test_exit_code(
     fargatelite: CommandLine, busybox: str, container: dict[str, Any], code: int
 ) -> None:
@@ -190,6 +191,7 @@ def test_logs_on_stdout_talk_on_stderr(fargatelite: CommandLine, busybox: str) -
     assert "\x1b" not in ended.stdout + ended.stderr
 
 
+@pytest.mark.vm
 def test_json_is_one_document_on_stdout(fargatelite: CommandLine, busybox: str) -> None:
     ended = fargatelite(
         "run", "-", "--output", "json", "--tag", "team=blue", "--started-by", "me",
@@ -418,6 +420,7 @@ def test_interrupt_while_pending(
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
     ids=["SIGINT", "SIGTERM", "SIGHUP"],
 )
+@pytest.mark.vm
 def test_signal_while_running(
     fargatelite: CommandLine,
     settings: Settings,

@@ -21,7 +21,7 @@ from fargatelite.names import TaskId
 from tests.fixtures.images import build_oci_layout, directory, link, tar_layer
 from tests.fixtures.patience import patient
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.vm]
 
 TASK = TaskId("0" * 32)
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")[:20]  # cap_net_bind_service

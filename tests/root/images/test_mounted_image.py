@@ -24,7 +24,7 @@ from fargatelite.images.store import ImageStore
 from fargatelite.names import TaskId
 from tests.fixtures.images import build_oci_layout
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.vm]
 
 SEEDS = range(30)
 TASK = TaskId("1" * 32)

@@ -13,7 +13,7 @@ from fargatelite.metadata.readings import GroupPaths, read_networks, read_readin
 
 from .conftest import new_namespace
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.vm]
 
 
 def test_a_reading_has_the_groups_figures() -> None:

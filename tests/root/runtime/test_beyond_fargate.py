@@ -14,7 +14,7 @@ from fargatelite.network.slot import slot_for
 from fargatelite.settings import BeyondFargate
 from tests.fixtures.patience import patient
 
-pytestmark = [pytest.mark.root, pytest.mark.registry]
+pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.vm]
 
 TIMEOUT_S = patient(60)
 

@@ -11,7 +11,7 @@ import pytest
 from fargatelite import Settings
 from tests.fixtures.patience import patient
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.vm]
 
 
 def _check(settings: Settings, *prefix: str, output: str = "json") -> tuple[int, str]:

@@ -19,7 +19,7 @@ from tests.fixtures.images import (
 )
 from tests.fixtures.patience import patient
 
-pytestmark = [pytest.mark.root, pytest.mark.registry]
+pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.vm]
 
 TIMEOUT_S = patient(60)
 

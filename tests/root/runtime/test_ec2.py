@@ -14,7 +14,7 @@ from fargatelite import InvalidTaskDefinition, Settings, Task, run_task
 from tests.fixtures.images import free_port
 from tests.fixtures.patience import patient
 
-pytestmark = [pytest.mark.root, pytest.mark.registry]
+pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.vm]
 
 TIMEOUT_S = patient(60)
 

@@ -11,7 +11,7 @@ from fargatelite import Settings, Task, run_task
 
 from .test_container_features import TIMEOUT_S, check, definition, lines_of, run, shell
 
-pytestmark = [pytest.mark.root, pytest.mark.registry]
+pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.vm]
 
 
 def answers(task: Task, container: str) -> list[Any]:

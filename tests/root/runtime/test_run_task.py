@@ -24,7 +24,7 @@ from fargatelite.runtime.gc import collect
 from fargatelite.runtime.record import list_records, read_record
 from tests.fixtures.patience import patient
 
-pytestmark = [pytest.mark.root, pytest.mark.registry]
+pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.vm]
 
 TIMEOUT_S = patient(60)
 

@@ -11,7 +11,7 @@ from fargatelite import Settings, run_task
 from tests.fixtures.images import RunningRegistry, build_oci_layout, busybox_files, tar_layer
 from tests.fixtures.patience import patient
 
-pytestmark = [pytest.mark.root, pytest.mark.registry]
+pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.vm]
 
 TIMEOUT_S = patient(60)
 

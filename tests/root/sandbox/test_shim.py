@@ -38,7 +38,7 @@ from fargatelite.shim import (
 )
 from tests.fixtures.patience import patient
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.vm]
 
 ID_BASE = 0x70000000 + 4000 * 65536  # beyond the slots that any other test takes
 APPLETS = "sh ls cat id mount ps sleep env echo true false kill dd ln hostname wc".split()

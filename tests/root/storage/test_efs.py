@@ -21,7 +21,7 @@ from tests.root.runtime.test_container_features import (
     shell,
 )
 
-pytestmark = [pytest.mark.root, pytest.mark.registry]
+pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.vm]
 
 ID, POINT = "fs-0123456789abcdef0", "fsap-0123456789abcdef0"
 

@@ -24,7 +24,7 @@ from tests.root.runtime.test_container_features import (
     shell,
 )
 
-pytestmark = [pytest.mark.root]
+pytestmark = [pytest.mark.root, pytest.mark.vm]
 
 GIB = 2**30
 

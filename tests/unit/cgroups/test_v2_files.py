@@ -28,7 +28,8 @@ def root(tmp_path: Path) -> Path:
         (directory / "cgroup.controllers").write_text("cpu memory pids io\n")
         for name in ("cgroup.subtree_control", "cpu.max", "cpu.weight", "memory.low", "memory.max"):
             (directory / name).write_text("")
-        for name in ("memory.swap.max", "pids.max", "memory.peak", "cgroup.procs"):
+        more = "memory.swap.max", "memory.oom.group", "pids.max", "memory.peak", "cgroup.procs"
+        for name in more:
             (directory / name).write_text("")
     return tmp_path
 
@@ -39,6 +40,7 @@ def test_limits_reach_their_files(root: Path) -> None:
         cpu_shares=256,
         memory_bytes=512 << 20,
         memory_soft_bytes=128 << 20,
+        oom_group=True,
         pids_max=100,
         devices=False,
     )
@@ -56,6 +58,7 @@ def test_limits_reach_their_files(root: Path) -> None:
         "pids.max": "100",
     }
     assert (directory / "memory.swap.max").read_text() == "0"
+    assert (directory / "memory.oom.group").read_text() == "1"
     assert group.clone_into == str(directory)
     assert group.memory_peak_file == f"{directory}/memory.peak"
     assert (root / TASK / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
