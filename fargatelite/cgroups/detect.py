@@ -1,17 +1,18 @@
 """Chooses the driver from what is mounted; never configured (design: cgroups).
 
 v2 where its hierarchy has the controllers, else v1. A hybrid host (v1 controllers, an empty v2
-tree) is v1.
+tree) is v1. Under systemd as PID 1 the subtree is one that it delegates (`systemd`).
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 from msgspec import Struct
 
-from fargatelite.cgroups import v1, v2
+from fargatelite.cgroups import systemd, v1, v2
 from fargatelite.cgroups.cgroup import Driver
 from fargatelite.errors import HostUnsupported
 
@@ -64,7 +65,9 @@ def parse_own_groups(text: str) -> dict[str, str]:
     return groups
 
 
-def detect_driver(mountinfo: str | None = None, own_cgroup: str | None = None) -> Driver:
+def detect_driver(
+    mountinfo: str | None = None, own_cgroup: str | None = None, has_systemd: bool | None = None
+) -> Driver:
     """The driver for this host, from this process's mountinfo and cgroup files unless given.
 
     Raises: HostUnsupported naming the controllers that are missing or not writable.
@@ -74,13 +77,23 @@ def detect_driver(mountinfo: str | None = None, own_cgroup: str | None = None) -
     if own_cgroup is None:
         own_cgroup = Path("/proc/self/cgroup").read_text()
     mounts, own = parse_mounts(mountinfo), parse_own_groups(own_cgroup)
+    root: str | None = None
     if mounts.v2 is not None:
         root = _writable_root(mounts.v2, own.get("", "/"))
         if root is not None:
             available = Path(root, "cgroup.controllers").read_text().split()
             if set(v2.CONTROLLERS) <= set(available):
+                if systemd.is_running() if has_systemd is None else has_systemd:
+                    claim = functools.partial(systemd.claim_subtree, root)
+                    return v2.V2Driver(systemd.subtree(root), claim)
                 return v2.V2Driver(root)
     missing = [name for name in v1.CONTROLLERS if name not in mounts.v1]
+    if missing and mounts.v2 is not None and root is None:
+        raise HostUnsupported(
+            f"the cgroup v2 hierarchy at {mounts.v2.point} is not writable: fargatelite needs root "
+            f"and, in a container, a writable cgroup file system (--privileged --cgroupns=private)",
+            path=mounts.v2.point,
+        )
     if missing:
         raise HostUnsupported(
             f"no usable cgroup controllers: cgroup v2 lacks one of {', '.join(v2.CONTROLLERS)} and "

@@ -4,7 +4,7 @@ The kernel does in one file what v1 needs a dance for: cgroup.kill (Linux 5.14) 
 without missing anyone. A group with controllers for its children holds no processes of its own, so
 processes go into container groups, never into a task's group.
 
-What is not here: where systemd manages the tree, a delegated scope should be asked of it.
+Where systemd manages the tree, `root` is a group that it has delegated: see `systemd`.
 
 Source: Documentation/admin-guide/cgroup-v2.rst.
 """
@@ -16,6 +16,7 @@ import math
 import os
 import select
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fargatelite.cgroups import tree
@@ -51,13 +52,15 @@ def cpu_weight(shares: int) -> int:
 class V2Driver:
     """The driver for hosts whose cpu, memory and pids controllers are in the v2 hierarchy.
 
-    `root` is the absolute directory below which `fargatelite/` is made.
+    `root` is the absolute directory below which `fargatelite/` is made; `claim` makes it exist
+    where somebody else has to.
     """
 
     version = 2
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, claim: Callable[[], None] | None = None) -> None:
         self._root = root
+        self._claim = claim
 
     def create(self, path: str, limits: CgroupLimits) -> Cgroup:
         """See Driver.create.
@@ -66,6 +69,8 @@ class V2Driver:
         CONFIG_CGROUP_BPF when `limits.devices` is set.
         """
         tree.check_path(path)
+        if self._claim is not None:
+            self._claim()
         group = f"{self._root}/{path}"
         parents = path.split("/")[:-1]
         for _ in range(tree.CREATE_ATTEMPTS):

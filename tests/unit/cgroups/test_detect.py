@@ -38,7 +38,21 @@ def test_co_mounted_controllers_share_a_group(tmp_path: Path) -> None:
 
 def test_v2_with_controllers_wins(tmp_path: Path) -> None:
     text = v2_line(tmp_path, "cpuset cpu io memory pids")
-    assert isinstance(detect_driver(text, "0::/\n"), v2.V2Driver)
+    driver = detect_driver(text, "0::/\n", has_systemd=False)
+    assert isinstance(driver, v2.V2Driver)
+    assert driver.directory("cpu", "fargatelite/x") == f"{tmp_path}/unified/fargatelite/x"
+
+
+def test_under_systemd_the_subtree_is_a_unit_of_its(tmp_path: Path) -> None:
+    driver = detect_driver(v2_line(tmp_path, "cpu memory pids"), "0::/\n", has_systemd=True)
+    expected = f"{tmp_path}/unified/system.slice/fargatelite.service/fargatelite/x"
+    assert driver.directory("cpu", "fargatelite/x") == expected
+
+
+def test_a_hierarchy_that_is_not_writable_is_named(tmp_path: Path) -> None:
+    line = f"41 31 0:38 / {tmp_path}/absent ro - cgroup2 cgroup2 ro\n"
+    with pytest.raises(HostUnsupported, match=r"v2 hierarchy at .*absent is not writable"):
+        detect_driver(line, "0::/\n")
 
 
 def test_hybrid_host_is_v1(tmp_path: Path) -> None:
