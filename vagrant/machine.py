@@ -36,9 +36,10 @@ def run(guest: Guest, built: Built, command: str, results: Path, timeout_s: floa
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
     vmlinux, initrd = built.kernel(guest.kernel)
-    words = ["console=ttyS0", "quiet", "panic=-1"]
+    words = ["console=ttyS0", "loglevel=3", "panic=-1"]
     if guest.systemd:
-        words += ["xinit=/sbin/init", "systemd.wants=guest-run.service", "systemd.show_status=0"]
+        words += ["xinit=/sbin/init", "systemd.wants=guest-run.service"]
+        words += ["systemd.show_status=0", "systemd.mask=serial-getty@ttyS0.service"]
     else:
         words += ["xinit=/guest-init"]
     if guest.take_away:

@@ -1,10 +1,10 @@
 """Where systemd owns the cgroup tree: a subtree that it has delegated to us.
 
-A group has one writer: what others make beside systemd's own groups, it may change or remove at its
-next reload. Only services and scopes can be delegated. A scope ends with its last process, and with
-it would go the place where other processes are just about to make groups; so ours is a service that
-has run `true` and remains: no process, one group, kept over daemon-reload and daemon-reexec, shown
-by `systemctl status`, and `systemctl stop fargatelite` ends all tasks.
+A group has one writer: what others make beside systemd's own groups, it may change or remove at
+its next reload. Only services and scopes can be delegated, and both lose their group with their last
+process; so ours is a service whose one process sleeps in a leaf of its own (0.5 MB, started with the
+first task after a boot). It is kept over daemon-reload and daemon-reexec, `systemctl status` and
+systemd-cgls show tasks below it, and `systemctl stop fargatelite` ends them all.
 
 It is asked for with systemd-run, once per boot: a D-Bus library would be a dependency for one call.
 
@@ -17,11 +17,13 @@ import os
 import subprocess
 from pathlib import Path
 
+from fargatelite.cgroups import tree
 from fargatelite.errors import HostUnsupported
 
 __all__ = ["UNIT", "claim_subtree", "is_running", "subtree"]
 
 UNIT = "fargatelite.service"
+_LEAF = "sleeper"
 _DEADLINE_S = 30.0
 
 
@@ -36,20 +38,29 @@ def subtree(top: str) -> str:
 
 
 def claim_subtree(top: str) -> None:
-    """Makes the delegated group exist; costs one stat(2) when it does.
+    """Makes the delegated group exist, without a process in it; one read when it does.
 
-    Raises: HostUnsupported with what systemd said.
+    Raises: HostUnsupported with what systemd said, CgroupFailed.
     """
-    group = Path(subtree(top), "cgroup.subtree_control")
-    if group.exists():
-        return
+    group = Path(subtree(top))
+    if not group.exists():
+        _ask(group)
+    # A group with processes can give no controllers to its children (DelegateSubgroup= does this
+    # from systemd 254 on).
+    for pid in tree.read_text(f"{group}/cgroup.procs").split():
+        leaf = group / _LEAF
+        leaf.mkdir(exist_ok=True)
+        tree.write_text(f"{leaf}/cgroup.procs", pid)
+
+
+def _ask(group: Path) -> None:
     command = [
         "systemd-run", "--quiet", f"--unit={UNIT}", "--slice=system.slice",
-        "--description=Tasks of fargatelite", "--property=Type=oneshot",
-        "--property=RemainAfterExit=yes", "--property=Delegate=yes",
+        "--description=Tasks of fargatelite", "--property=Type=exec",
+        "--property=Delegate=yes", "--property=OOMPolicy=continue",
         # A task's own limit counts; systemd's default would hold all tasks together to 15 % of the
         # host's process ids.
-        "--property=TasksMax=infinity", "true",
+        "--property=TasksMax=infinity", "sleep", "infinity",
     ]  # fmt: skip
     try:
         done = subprocess.run(
@@ -64,5 +75,5 @@ def claim_subtree(top: str) -> None:
         raise HostUnsupported(
             f"systemd gives no cgroup subtree to {UNIT}: {said or 'its group does not exist'}: run "
             f"as root where systemd-run works, and see `systemctl status {UNIT}`",
-            path=group.parent,
+            path=group,
         )

