@@ -1,10 +1,10 @@
 """Where systemd owns the cgroup tree: a subtree that it has delegated to us.
 
 A group has one writer: what others make beside systemd's own groups, it may change or remove at
-its next reload. Only services and scopes can be delegated, and both lose their group with their last
-process; so ours is a service whose one process sleeps in a leaf of its own (0.5 MB, started with the
-first task after a boot). It is kept over daemon-reload and daemon-reexec, `systemctl status` and
-systemd-cgls show tasks below it, and `systemctl stop fargatelite` ends them all.
+its next reload. Only services and scopes can be delegated, and both lose their group with their
+last process; so ours is a service whose one process sleeps in a leaf of its own (0.5 MB, started
+with the first task after a boot). It is kept over daemon-reload and daemon-reexec, `systemctl
+status` and systemd-cgls show tasks below it, and `systemctl stop fargatelite` ends them all.
 
 It is asked for with systemd-run, once per boot: a D-Bus library would be a dependency for one call.
 

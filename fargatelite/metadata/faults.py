@@ -1,12 +1,13 @@
 """Fault injection: a task's own requests to lose its traffic (contract 5.6).
 
 Bodies are checked in the agent's order and refused in its words (amazon-ecs-agent,
-ecs-agent/tmds/handlers/fault/v1). Only the black-hole port is there: latency and packet loss need
-netem, and answer that they are missing.
+ecs-agent/tmds/handlers/fault/v1). A kernel without netem answers a
+request for latency or packet loss with what it lacks.
 """
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import logging
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from msgspec import Struct
 
 from fargatelite.errors import FargateliteError
 from fargatelite.metadata.wire import Answer
+from fargatelite.network import netem
+from fargatelite.network.netem import Impairment
 from fargatelite.network.slot import METADATA_ADDRESS
 from fargatelite.network.task_rules import METADATA_PORT, TaskRules
 
-__all__ = ["BlackholePort", "FaultInjector", "NetworkFaults", "answer_fault"]
+__all__ = ["BlackholePort", "FaultInjector", "Impaired", "NetworkFaults", "answer_fault"]
 
 _logger = logging.getLogger(__name__)
 
@@ -39,6 +42,17 @@ class BlackholePort(Struct, frozen=True, kw_only=True, rename="pascal"):
     """Addresses and networks that the fault spares."""
 
 
+class Impaired(Struct, frozen=True, kw_only=True):
+    """A validated request for latency or packet loss."""
+
+    fault: str
+    """`latency` or `packet-loss`."""
+    impairment: Impairment
+    sources: tuple[str, ...] = ()
+    """Networks whose packets suffer."""
+    sources_to_filter: tuple[str, ...] = ()
+
+
 class FaultInjector(Interface):
     """What can make a task's network fail. All raise FargateliteError."""
 
@@ -54,9 +68,21 @@ class FaultInjector(Interface):
         """Whether it is in force."""
         ...
 
+    def start_impairment(self, fault: Impaired) -> None:
+        """Delays or loses packets. A task has at most one such fault."""
+        ...
+
+    def stop_impairment(self) -> None:
+        """Ends it; one that is not there is no error."""
+        ...
+
+    def running_impairment(self) -> str | None:
+        """`latency`, `packet-loss`, or None."""
+        ...
+
 
 class NetworkFaults:
-    """Faults by nftables in the task's network namespace."""
+    """Faults by nftables and netem in the task's network namespace."""
 
     def __init__(self, rules: TaskRules) -> None:
         self._rules = rules
@@ -84,6 +110,19 @@ class NetworkFaults:
     def has_blackhole(self, fault: BlackholePort) -> bool:
         """See `FaultInjector`."""
         return self._rules.has_chain(_chain(fault))
+
+    def start_impairment(self, fault: Impaired) -> None:
+        """See `FaultInjector`."""
+        spared = (*fault.sources_to_filter, f"{METADATA_ADDRESS}/32")
+        netem.impair(self._rules.netns_fd, fault.impairment, fault.sources, spared)
+
+    def stop_impairment(self) -> None:
+        """See `FaultInjector`."""
+        netem.restore(self._rules.netns_fd)
+
+    def running_impairment(self) -> str | None:
+        """See `FaultInjector`."""
+        return netem.read_impairment(self._rules.netns_fd)
 
 
 def _chain(fault: BlackholePort) -> str:
@@ -158,7 +197,7 @@ def _blackhole(body: _Blackhole) -> BlackholePort:
     )
 
 
-def _check_latency(body: _Latency) -> None:
+def _latency(body: _Latency) -> Impaired:
     for value, name in (
         (body.delay_milliseconds, "DelayMilliseconds"),
         (body.jitter_milliseconds, "JitterMilliseconds"),
@@ -167,24 +206,28 @@ def _check_latency(body: _Latency) -> None:
             raise _missing(name)
         if value < 0:
             raise _invalid(value, name)
-    _check_impairment(body)
+    delay_ms, jitter_ms = body.delay_milliseconds or 0, body.jitter_milliseconds or 0
+    return _impaired("latency", Impairment(delay_ms=delay_ms, jitter_ms=jitter_ms), body)
 
 
-def _check_packet_loss(body: _PacketLoss) -> None:
+def _packet_loss(body: _PacketLoss) -> Impaired:
     if body.loss_percent is None:
         raise _missing("LossPercent")
     if not 1 <= body.loss_percent <= 100:
         raise _invalid(body.loss_percent, "LossPercent")
-    _check_impairment(body)
+    return _impaired("packet-loss", Impairment(loss_percent=body.loss_percent), body)
 
 
-def _check_impairment(body: _Impairment) -> None:
+def _impaired(fault: str, impairment: Impairment, body: _Impairment) -> Impaired:
     if not body.sources:
         raise _missing("Sources")
-    _networks(body.sources, "Sources")
-    _networks(body.sources_to_filter, "SourcesToFilter")
+    sources = _networks(body.sources, "Sources")
+    spared = _networks(body.sources_to_filter, "SourcesToFilter")
     if body.flows_percent is not None and not 1 <= body.flows_percent <= 100:
         raise _invalid(body.flows_percent, "flowsPercent")
+    if body.flows_percent not in (None, 100):
+        raise _Refused("flowsPercent below 100 is not supported here: packets of all flows suffer")
+    return Impaired(fault=fault, impairment=impairment, sources=sources, sources_to_filter=spared)
 
 
 def _error(status: int, text: str) -> Answer:
@@ -205,7 +248,7 @@ def answer_fault(
     if verb not in _VERBS:
         return None
     try:
-        blackhole = _parse(fault, verb, body)
+        asked = _parse(fault, verb, body)
     except _Refused as refusal:
         return _error(400, str(refusal))
     except LookupError:
@@ -217,14 +260,16 @@ def answer_fault(
         task_arn, injector = found
         if injector is None:
             return _error(400, f"enableFaultInjection is not enabled for task: {task_arn}")
-        if blackhole is None:
+        if isinstance(asked, BlackholePort):
+            return Answer(status=200, body={"Status": _act(injector, verb, asked)})
+        return _act_impaired(injector, verb, fault.removeprefix("network-"), asked)
+    except (FargateliteError, OSError) as error:
+        if isinstance(asked, Impaired) and error.errno == errno.ENOENT:
             return _error(
                 500,
                 f"{fault}: latency and packet loss are not available here; they need netem "
                 "(CONFIG_NET_SCH_NETEM)",
             )
-        return Answer(status=200, body={"Status": _act(injector, verb, blackhole)})
-    except (FargateliteError, OSError) as error:
         _logger.warning("%s %s: %s", verb, fault, error)
         return _error(500, "internal error")
 
@@ -239,8 +284,27 @@ def _act(injector: FaultInjector, verb: str, fault: BlackholePort) -> str:
     return "running" if injector.has_blackhole(fault) else "not-running"
 
 
-def _parse(fault: str, verb: str, body: bytes) -> BlackholePort | None:
-    """The black hole that the body asks for, None for the other, checked, faults.
+def _act_impaired(injector: FaultInjector, verb: str, name: str, fault: Impaired | None) -> Answer:
+    """One fault of latency or loss at a time, whichever: the second start is a conflict."""
+    running = injector.running_impairment()
+    if verb == "status":
+        status = "running" if running == name else "not-running"
+    elif verb == "stop":
+        if running == name:
+            injector.stop_impairment()
+        status = "stopped"
+    else:
+        if running is not None:
+            words = running.replace("-", " ")
+            return _error(409, f"There is already one network {words} fault running")
+        assert fault is not None, "start has a body"
+        injector.start_impairment(fault)
+        status = "running"
+    return Answer(status=200, body={"Status": status})
+
+
+def _parse(fault: str, verb: str, body: bytes) -> BlackholePort | Impaired | None:
+    """What the body asks for; None where a verb needs no body.
 
     Raises: LookupError for an unknown fault, _Refused.
     """
@@ -250,11 +314,11 @@ def _parse(fault: str, verb: str, body: bytes) -> BlackholePort | None:
         # To stop or ask for a fault of tc the agent needs no body: there is one at most.
         if fault == "network-latency":
             if verb == "start":
-                _check_latency(_decode(body, _Latency))
+                return _latency(_decode(body, _Latency))
             return None
         if fault == "network-packet-loss":
             if verb == "start":
-                _check_packet_loss(_decode(body, _PacketLoss))
+                return _packet_loss(_decode(body, _PacketLoss))
             return None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _Refused(str(error)) from error

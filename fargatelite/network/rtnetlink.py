@@ -26,7 +26,17 @@ from fargatelite.network.messages import ifaddrmsg, ifinfmsg, rtmsg
 from fargatelite.network.namespaces import run_in_namespace
 from fargatelite.network.slot import METADATA_ADDRESS, Slot
 
-__all__ = ["HostRoutes", "connect_link", "find_links", "read_host_routes", "remove_link"]
+__all__ = [
+    "HostRoutes",
+    "Message",
+    "connect_link",
+    "find_links",
+    "open_socket",
+    "read_answers",
+    "read_host_routes",
+    "remove_link",
+    "send_batch",
+]
 
 _NLMSG_ERROR = 2
 _NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE = 16, 17, 20, 24
@@ -41,7 +51,7 @@ _TIMEOUT_S = 10
 """The kernel answers at once; a lost answer must not hang a supervisor."""
 
 
-class _Message(Struct, frozen=True, kw_only=True):
+class Message(Struct, frozen=True, kw_only=True):
     """One encoded request and the words for it in an error."""
 
     action: str
@@ -72,27 +82,27 @@ def _link(
     *,
     index: int = 0,
     up: bool,
-) -> _Message:
+) -> Message:
     message = ifinfmsg()
     message["index"] = index
     message["flags"] = message["change"] = _IFF_UP if up else 0
     message["attrs"] = attributes
-    return _Message(action=action, kind=kind, body=_body(message), flags=flags)
+    return Message(action=action, kind=kind, body=_body(message), flags=flags)
 
 
-def _address(action: str, index: int, address: str, exists: int = _EXCL) -> _Message:
+def _address(action: str, index: int, address: str, exists: int = _EXCL) -> Message:
     """`exists`: _EXCL refuses an address that is there, _REPLACE takes it."""
     message = ifaddrmsg()
     message["family"] = socket.AF_INET
     message["prefixlen"] = 32
     message["index"] = index
     message["attrs"] = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
-    return _Message(action=action, kind=_NEWADDR, body=_body(message), flags=_CREATE | exists)
+    return Message(action=action, kind=_NEWADDR, body=_body(message), flags=_CREATE | exists)
 
 
 def _route(
     action: str, index: int, attributes: list[tuple[str, object]], *, prefix: int, scope: int
-) -> _Message:
+) -> Message:
     message = rtmsg()
     message["family"] = socket.AF_INET
     message["dst_len"] = prefix
@@ -100,10 +110,10 @@ def _route(
     message["scope"], message["type"] = scope, _TYPE_UNICAST
     message["flags"] = _RTNH_F_ONLINK if prefix == 0 else 0
     message["attrs"] = [*attributes, ("RTA_OIF", index)]
-    return _Message(action=action, kind=_NEWROUTE, body=_body(message), flags=_CREATE | _EXCL)
+    return Message(action=action, kind=_NEWROUTE, body=_body(message), flags=_CREATE | _EXCL)
 
 
-def _open_socket() -> socket.socket:
+def open_socket() -> socket.socket:
     """A NETLINK_ROUTE socket in the calling thread's network namespace."""
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
     opened.settimeout(_TIMEOUT_S)
@@ -111,7 +121,7 @@ def _open_socket() -> socket.socket:
     return opened
 
 
-def _answers(netlink: socket.socket) -> Iterator[tuple[int, int, bytes]]:
+def read_answers(netlink: socket.socket) -> Iterator[tuple[int, int, bytes]]:
     """(type, sequence number, body) of each message that arrives."""
     while True:
         try:
@@ -127,8 +137,8 @@ def _answers(netlink: socket.socket) -> Iterator[tuple[int, int, bytes]]:
             at += (length + 3) & ~3
 
 
-def _send(
-    netlink: socket.socket, messages: Sequence[_Message], *, ignore: tuple[int, ...] = ()
+def send_batch(
+    netlink: socket.socket, messages: Sequence[Message], *, ignore: tuple[int, ...] = ()
 ) -> None:
     """Sends the batch and reads every acknowledgement.
 
@@ -144,7 +154,7 @@ def _send(
     netlink.send(batch)
     missing = len(messages)
     refusal: NetworkFailed | None = None
-    for kind, sequence, body in _answers(netlink):
+    for kind, sequence, body in read_answers(netlink):
         if kind != _NLMSG_ERROR:
             continue
         code = -struct.unpack_from("=i", body)[0]
@@ -166,13 +176,15 @@ def connect_link(slot: Slot, netns_fd: int, mtu_bytes: int) -> None:
     A leftover link of the same name is replaced. Raises: NetworkFailed.
     """
     name = slot.host_interface
-    with closing(_open_socket()) as host:
-        _send(host, [_delete(name), _create(slot, netns_fd, mtu_bytes)], ignore=(errno.ENODEV,))
+    with closing(open_socket()) as host:
+        send_batch(
+            host, [_delete(name), _create(slot, netns_fd, mtu_bytes)], ignore=(errno.ENODEV,)
+        )
         index = _index(name)
         _write_setting(f"ipv6/conf/{name}/disable_ipv6", "1")
         for setting in ("forwarding", "route_localnet"):
             _write_setting(f"ipv4/conf/{name}/{setting}", "1")
-        _send(
+        send_batch(
             host,
             [
                 _link(f"bring up {name}", _NEWLINK, 0, [], index=index, up=True),
@@ -189,11 +201,11 @@ def connect_link(slot: Slot, netns_fd: int, mtu_bytes: int) -> None:
     run_in_namespace(netns_fd, lambda: _configure_task_end(slot))
 
 
-def _delete(name: str) -> _Message:
+def _delete(name: str) -> Message:
     return _link(f"remove interface {name}", _DELLINK, 0, [("IFLA_IFNAME", name)], up=False)
 
 
-def _create(slot: Slot, netns_fd: int, mtu_bytes: int) -> _Message:
+def _create(slot: Slot, netns_fd: int, mtu_bytes: int) -> Message:
     peer = {
         "attrs": [
             ("IFLA_IFNAME", slot.task_interface),
@@ -226,8 +238,8 @@ def _configure_task_end(slot: Slot) -> None:
     name = slot.task_interface
     index = _index(name)
     _write_setting(f"ipv6/conf/{name}/disable_ipv6", "1")  # before it is up and gets an address
-    with closing(_open_socket()) as task:
-        _send(
+    with closing(open_socket()) as task:
+        send_batch(
             task,
             [
                 _link("bring up lo", _NEWLINK, 0, [], index=1, up=True),
@@ -250,16 +262,16 @@ def bring_up_loopback(netns_fd: int) -> None:
     """Raises: NetworkFailed."""
 
     def bring_up() -> None:
-        with closing(_open_socket()) as task:
-            _send(task, [_link("bring up lo", _NEWLINK, 0, [], index=1, up=True)])
+        with closing(open_socket()) as task:
+            send_batch(task, [_link("bring up lo", _NEWLINK, 0, [], index=1, up=True)])
 
     run_in_namespace(netns_fd, bring_up)
 
 
 def remove_link(name: str) -> None:
     """Removes the host's end, and the other with it; one that is not there is no error."""
-    with closing(_open_socket()) as host:
-        _send(host, [_delete(name)], ignore=(errno.ENODEV,))
+    with closing(open_socket()) as host:
+        send_batch(host, [_delete(name)], ignore=(errno.ENODEV,))
 
 
 def find_links() -> list[str]:

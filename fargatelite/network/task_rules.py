@@ -12,6 +12,7 @@ lost when another process adopts the task. All of it ends with the namespace.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,12 +43,13 @@ tcp sport set {METADATA_PORT}
 class TaskRules:
     """The rules of one namespace. Not thread-safe.
 
-    Keeps a netlink socket, and by it the namespace, until `close`.
+    Keeps a netlink socket and a descriptor of the namespace until `close`.
     """
 
     def __init__(self, netns_fd: int) -> None:
         """Raises: HostUnsupported without libnftables, NetworkFailed."""
         self._context: Any = run_in_namespace(netns_fd, _open_context)
+        self.netns_fd = os.dup(netns_fd)
 
     def redirect_metadata(self) -> None:
         """Makes `METADATA_PORT` reach the listener; may be repeated. Raises: NetworkFailed."""
@@ -86,6 +88,9 @@ class TaskRules:
     def close(self) -> None:
         """Lets go of the namespace; rules stay as long as it does. Takes some 10 ms (RCU)."""
         self._context = None
+        if self.netns_fd >= 0:
+            os.close(self.netns_fd)
+            self.netns_fd = -1
 
     def _run(self, commands: str) -> str:
         code, output, error = self._context.cmd(commands)
