@@ -10,24 +10,18 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from fargatelite import names
-from fargatelite.cgroups.detect import detect_driver
-from fargatelite.errors import AwsFailed, FargateliteError, LogDriverFailed
-from fargatelite.host import Host, read_boot_id
-from fargatelite.meter.ledger import LedgerHeader
-from fargatelite.network.slot import PortPublication, Slot
+from fargatelite.errors import FargateliteError
 from fargatelite.rundir import RunDirectory
-from fargatelite.runtime import launch, record, shipping
+from fargatelite.runtime import launch, record
 from fargatelite.runtime import task as machine
 from fargatelite.runtime.close import close_state
-from fargatelite.runtime.container_files import resolv_conf_of, write_container_files
-from fargatelite.runtime.describe import TaskFacts, describe_state_change
+from fargatelite.runtime.describe import describe_state_change
 from fargatelite.runtime.events import (
     ContainerEvent,
     Event,
@@ -38,26 +32,20 @@ from fargatelite.runtime.events import (
     append_event,
 )
 from fargatelite.runtime.guest import GUEST_NUMBER
-from fargatelite.runtime.inputs import TaskInputs
 from fargatelite.runtime.reasons import (
     describe_failure,
     reason_of,
     start_failure_exit_code,
     stop_signal_of,
 )
-from fargatelite.runtime.secret_files import SecretFiles
 from fargatelite.runtime.supervise import Supervisor
 from fargatelite.runtime.trace import Timeline, read_op_trace
 from fargatelite.runtime.transitions import step, will_restart
-from fargatelite.runtime.volumes import list_mounts, prepare_volumes
+from fargatelite.runtime.work import TaskWork
 from fargatelite.sandbox.compile import (
-    ContainerSpec,
-    compile_container,
-    compile_guest,
     compile_health_check,
 )
-from fargatelite.sandbox.mounts import VolumeMount
-from fargatelite.sandbox.plan import Plan, encode_plan
+from fargatelite.sandbox.plan import encode_plan
 from fargatelite.shim import (
     Failure,
     ProcessExited,
@@ -65,13 +53,12 @@ from fargatelite.shim import (
     ProcessStarted,
     Refused,
 )
-from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
+from fargatelite.taskdef.fields import TaskDefinition
 
 if TYPE_CHECKING:
-    from fargatelite.images.image import Image, PullProgress
-    from fargatelite.metadata.faults import FaultInjector
-    from fargatelite.metadata.server import Handle
+    from fargatelite.images.image import PullProgress
     from fargatelite.meter.sampler import Sampler
+    from fargatelite.runtime.request import TaskRequest
 
 __all__ = ["SupervisedTask"]
 
@@ -80,19 +67,6 @@ logger = logging.getLogger(__name__)
 _WORK_DEADLINE_S = 60.0  # no step of a launch blocks longer; a pull is cancelled
 
 HEALTH_CHECK_NUMBER = 1000  # process numbers in the shim: containers from 0, checks from here
-
-
-class _Container:
-    """What this process holds of one container beyond its state."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.image: Image | None = None
-        self.image_path: Path | None = None
-        self.spec: ContainerSpec | None = None
-        self.plan: Plan = ()
-        self.cancel_check_timeout: Callable[[], None] | None = None
-        self.is_check_timed_out = False
 
 
 class SupervisedTask:
@@ -104,13 +78,8 @@ class SupervisedTask:
         run: RunDirectory,
         definition: TaskDefinition,
         state: machine.TaskState,
-        facts: TaskFacts,
+        request: TaskRequest,
         *,
-        wire: dict[str, object],
-        pull_policy: str,
-        publish: tuple[PortPublication, ...],
-        address: str | None,
-        trace: bool,
         sampler: Sampler,
         timeline: Timeline,
         on_event: Callable[[Event], None] | None,
@@ -121,39 +90,23 @@ class SupervisedTask:
         self.run = run
         self.definition = definition
         self.state = state
-        self.facts = facts
-        self.wire = wire
+        self.facts = request.facts
         self.timeline = timeline
         self.op_traces: dict[str, list[tuple[str, int]]] = {}
-        self._pull_policy = pull_policy
-        self._publish = publish
-        self._address = address
-        self._trace = trace
+        self._request = request
         self._sampler = sampler
         self._on_event = on_event
         self._on_finished = on_finished
-        self._host = Host.probe()
-        self._driver = detect_driver()
-        self._launched: launch.Launched | None = None
-        self._endpoint: Handle | None = None
-        self._credentials_id: str | None = None
+        self._work = TaskWork(
+            self.settings, run, definition, self.facts, request, live=self, sampler=sampler,
+            timeline=timeline, tell=self._post_event, on_progress=self._on_progress,
+            on_dropped=self._logs_dropped,
+        )  # fmt: skip
+        self._dropped: dict[str, LogsDroppedEvent] = {}
         self._is_shim_watched = False
-        self._containers = {
-            container.name: _Container(number)
-            for number, container in enumerate(definition.containers)
-        }
         self._timers: dict[object, Callable[[], None]] = {}
-        self._pull_cancelled = threading.Event()
-        self._inputs = TaskInputs(
-            self.settings, definition, run.task_id, timeline, self._pull_cancelled
-        )
         self._requests_watch: int | None = None
         self._is_faulty = False
-        self._leftovers: list[str] = []
-        self._logs = shipping.prepare(self.settings, run, definition, facts, self._logs_dropped)
-        self._dropped: dict[str, LogsDroppedEvent] = {}
-        self._volume_lock = threading.Lock()
-        self._secret_files: SecretFiles | None = None
         self._working = threading.Condition()
         self._work_count = 0
         self.changed = threading.Condition()
@@ -172,7 +125,7 @@ class SupervisedTask:
             machine.StopRequested(at_ns=time.time_ns(), stop_code=stop_code, reason=reason)
         )
         # A pull does not listen to the loop. After the request: the pull's failure follows from it.
-        self._pull_cancelled.set()
+        self._work.pull_cancelled.set()
 
     def stop_for_exit(self) -> None:
         """Asks for a stop because the supervising process ends."""
@@ -187,12 +140,12 @@ class SupervisedTask:
         """The task as it is written down."""
         return record.TaskRecord(
             state=self.state,
-            definition=self.wire,
+            definition=self._request.definition,
             facts=self.facts,
-            slot=self._launched.slot if self._launched is not None else None,
-            publish=self._publish,
+            slot=self._work.launched.slot if self._work.launched is not None else None,
+            publish=self._request.publish,
             phases=tuple(self.timeline.phases),
-            leftovers=tuple(self._leftovers),
+            leftovers=tuple(self._work.leftovers),
             logs_dropped=tuple(self._dropped.values()),
         )
 
@@ -221,6 +174,7 @@ class SupervisedTask:
         )
         self._feed(machine.Created(at_ns=time.time_ns()))
         self._limit_run_time()
+        self._refresh_secrets_later()
         self._look_for_desired()
 
     def _limit_run_time(self) -> None:
@@ -236,7 +190,7 @@ class SupervisedTask:
     def _look_for_desired(self) -> None:
         desired = self.run.read_desired()
         if desired is not None:
-            self._pull_cancelled.set()
+            self._work.pull_cancelled.set()
             self._feed(
                 machine.StopRequested(
                     at_ns=time.time_ns(), stop_code=desired.stop_code, reason=desired.reason
@@ -301,11 +255,11 @@ class SupervisedTask:
             case machine.Provision():
                 self._submit(self._provision)
             case machine.PullImages():
-                self._submit(self._pull)
+                self._submit(self._work.pull)
             case machine.StartContainer(name=name):
-                self._submit(lambda: self._start_container(name))
+                self._submit(lambda: self._work.start_container(name))
             case machine.RestartContainer(name=name):
-                self._submit(lambda: self._restart_container(name))
+                self._submit(lambda: self._work.restart_container(name))
             case machine.SignalContainer(name=name):
                 self._ask_to_stop(name)
             case machine.KillContainer(name=name):
@@ -319,17 +273,17 @@ class SupervisedTask:
                 if cancel is not None:
                     cancel()
             case machine.Deprovision():
-                self._pull_cancelled.set()
+                self._work.pull_cancelled.set()
                 self._unwatch_shim()
-                self._submit(self._deprovision)
+                self._submit(self._work.deprovision)
             case machine.Finished():
                 self._finish()
 
     def _ask_to_stop(self, name: str) -> None:
-        image = self._containers[name].image
+        image = self._work.containers[name].image
         number = stop_signal_of(image.config.stop_signal if image else None)
-        if self._logs is not None and self._logs.is_router(name):
-            logs = self._logs
+        if self._work.logs is not None and self._work.logs.is_router(name):
+            logs = self._work.logs
             self._submit(lambda: logs.drain_into_router(lambda: self._signal(name, number)))
         else:
             self._signal(name, number)
@@ -339,138 +293,26 @@ class SupervisedTask:
         self._feed(machine.TimerFired(at_ns=time.time_ns(), key=key))
 
     def _signal(self, name: str, number: int) -> None:
-        if self._launched is not None:
+        self._signal_number(self._work.containers[name].number, number)
+
+    def _signal_number(self, process: int, number: int) -> None:
+        if self._work.launched is not None:
             try:
-                self._launched.shim.signal_process(self._containers[name].number, number)
+                self._work.launched.shim.signal_process(process, number)
             except OSError as error:
                 # The shim is gone, and with it (PR_SET_PDEATHSIG) its containers: _on_shim tells.
-                logger.warning("task %s: cannot signal %s: %s", self.run.task_id, name, error)
+                logger.warning("task %s: process %d: %s", self.run.task_id, process, error)
 
     # ---- provisioning ----
 
     def _provision(self) -> None:
-        launched: launch.Launched | None = None
         try:
-            launched = launch.provision(
-                self.settings, self.run, self.definition, self._publish, self.timeline,
-                self._open_endpoint, self._address,
-            )  # fmt: skip
-            self._sampler.add(
-                self.run.task_id,
-                self.settings.ledgers / f"{self.run.task_id}.ledger",
-                LedgerHeader(
-                    task_id=self.run.task_id,
-                    boot_id=read_boot_id(),
-                    created_at_ns=time.time_ns(),
-                    cpu_units=self.definition.cpu_units,
-                    memory_mib=self.definition.memory_mib,
-                ),
-                launched.cgroup,
-            )
+            self._work.provision()
         except (FargateliteError, OSError) as error:
-            self._launched = launched  # to be removed, and nothing else
             reason = reason_of(error, "ResourceInitializationError")
             self._post_event(machine.ProvisionFailed(at_ns=time.time_ns(), reason=reason))
             return
-        made = launched
-        self.supervisor.post(lambda: self._provisioned(made), self)
-
-    def _open_endpoint(self, launched: launch.Launched) -> None:
-        if not self.definition.has_own_network:
-            return
-        from fargatelite.runtime.endpoint import TaskEndpoint, get_metadata_server
-
-        netns_fd = launched.ready.network_namespace
-        limited = self.settings.storage_backend != "unlimited"
-        storage = self.settings.layers / self.run.task_id if limited else None
-
-        def make(faults: FaultInjector) -> TaskEndpoint:
-            source = TaskEndpoint(
-                self, self.definition, launched.slot, netns_fd, self._driver,
-                launch.hostname_of(launched.slot), resolv_conf_of(self.definition, None),
-                storage, faults, self._inputs.task_role,
-            )  # fmt: skip
-            self._credentials_id = source.credentials_id
-            return source
-
-        with self.timeline.phase("metadata endpoint"):
-            self._endpoint = get_metadata_server().add_task(netns_fd, make)
-
-    def _close_endpoint(self) -> None:
-        if self._endpoint is not None:
-            from fargatelite.runtime.endpoint import get_metadata_server
-
-            get_metadata_server().remove_task(self._endpoint)
-
-    def _provisioned(self, launched: launch.Launched) -> None:
-        self._launched = launched
-        if self.definition.has_own_network:
-            self.facts = msgspec.structs.replace(
-                self.facts,
-                private_ipv4_address=launched.slot.address,
-                mac_address=launched.slot.mac,
-                private_dns_name=launch.hostname_of(launched.slot),
-            )
-        self.supervisor.watch(launched.shim, self._on_shim, self)
-        self._is_shim_watched = True
-        self._feed(machine.ProvisionSucceeded(at_ns=time.time_ns()))
-
-    def _unwatch_shim(self) -> None:
-        if self._is_shim_watched and self._launched is not None:
-            self.supervisor.unwatch(self._launched.shim)
-            self._is_shim_watched = False
-
-    # ---- images ----
-
-    def _pull(self) -> None:
-        from fargatelite.runtime.images import open_store
-
-        self._post_event(machine.PullStarted(at_ns=time.time_ns()))
-        self._inputs.begin()
-        pulled: dict[str, Image] = {}
-        for container in self.definition.containers:
-            name, reference = container.name, container.image
-            try:
-                store = open_store(self.settings)
-                if reference not in pulled:
-                    with self.timeline.phase(f"pull {reference}"):
-                        pulled[reference] = store.pull(
-                            reference,
-                            policy=self._pull_policy,
-                            platform=launch.platform_of(self.definition),
-                            on_progress=self._on_progress,
-                            cancelled=self._pull_cancelled,
-                            credentials=self._inputs.registry_credentials(container),
-                        )
-                image = pulled[reference]
-                with self.timeline.phase(f"mount image of {name}"):
-                    path = store.ensure_mounted(
-                        image, Path(self.settings.run_root), self.run.task_id
-                    )
-            except (FargateliteError, OSError) as error:
-                self._pull_failed(name, self._inputs.failure or error)
-                return
-            held = self._containers[name]
-            held.image, held.image_path = image, path
-            self._post_event(
-                machine.ContainerPulled(at_ns=time.time_ns(), name=name, digest=image.digest)
-            )
-        try:
-            self._inputs.wait()
-            if self._logs is not None:
-                with self.timeline.phase("log drivers"):
-                    self._logs.open(self._inputs.secret_options)
-        except FargateliteError as error:
-            self._pull_failed(name, self._inputs.failure or error)
-            return
-        self._post_event(machine.PullFinished(at_ns=time.time_ns()))
-
-    def _pull_failed(self, name: str, error: Exception) -> None:
-        reason, now = reason_of(error, "CannotPullContainerError"), time.time_ns()
-        if isinstance(error, AwsFailed | LogDriverFailed):
-            self._post_event(machine.InputsFailed(at_ns=now, reason=reason))
-        else:
-            self._post_event(machine.PullFailed(at_ns=now, name=name, reason=reason))
+        self.supervisor.post(self._provisioned, self)
 
     def _on_progress(self, progress: PullProgress) -> None:
         if self._on_event is not None:
@@ -486,141 +328,58 @@ class SupervisedTask:
             callback = self._on_event
             self.supervisor.call_back(lambda: callback(event))
 
-    # ---- containers ----
-
-    def _start_container(self, name: str) -> None:
-        held = self._containers[name]
-        launched = self._launched
+    def _provisioned(self) -> None:
+        launched = self._work.launched
         assert launched is not None
-        assert held.image is not None
-        assert held.image_path is not None
-        try:
-            with self.timeline.phase(f"prepare {name}"):
-                container = next(c for c in self.definition.containers if c.name == name)
-                cgroup = launch.create_container(self.settings, self.run, launched.slot, container)
-                write_container_files(self.run, self.definition, container, launched.slot)
-                inputs = self._inputs.of_container(container)
-                volumes = (
-                    *self._prepare_volumes(container, held.image, launched.slot),
-                    *self._write_secret_files(container, inputs.secrets, launched.slot),
-                )
-                held.spec = launch.make_spec(
-                    settings=self.settings,
-                    host=self._host,
-                    run=self.run,
-                    slot=launched.slot,
-                    cgroup=cgroup,
-                    definition=self.definition,
-                    container=container,
-                    number=held.number,
-                    image=held.image,
-                    image_path=held.image_path,
-                    inputs=inputs,
-                    credentials_id=self._credentials_id,
-                    trace=self._trace,
-                    volumes=volumes,
-                    pid_holder=launch.PID_HOLDER if self.definition.pid_mode == "task" else None,
-                    launch_type=self.facts.launch_type,
-                )
-                if self._logs is not None:
-                    held.spec = self._logs.wire(name, held.spec)
-                    self._logs.start(name, launched.shim, held.number)
-                held.plan = compile_container(held.spec)
-                data = encode_plan(held.plan)
-                self.run.write_guest_plan(name, encode_plan(compile_guest(held.spec)))
-                self._sampler.add_container(self.run.task_id, name, cgroup)
-            launched.shim.start_process(held.number, data)
-        except (FargateliteError, OSError, ValueError) as error:
-            reason = reason_of(error, "CannotStartContainerError")
-            self._post_event(
-                machine.ContainerStartFailed(
-                    at_ns=time.time_ns(), name=name, reason=reason, exit_code=None
-                )
+        if self.definition.has_own_network:
+            self.facts = msgspec.structs.replace(
+                self.facts,
+                private_ipv4_address=launched.slot.address,
+                mac_address=launched.slot.mac,
+                private_dns_name=launch.hostname_of(launched.slot),
             )
+        self.supervisor.watch(launched.shim, self._on_shim, self)
+        self._is_shim_watched = True
+        self._feed(machine.ProvisionSucceeded(at_ns=time.time_ns()))
 
-    def _write_secret_files(
-        self, container: ContainerDefinition, secrets: Mapping[str, str], slot: Slot
-    ) -> tuple[VolumeMount, ...]:
-        refresh_s = self.settings.beyond_fargate.secret_files_refresh_s
-        if refresh_s is None or not secrets:
-            return ()
-        with self._volume_lock:
-            if self._secret_files is None:
-                self._secret_files = SecretFiles(self.settings, self.run.task_id)
-                self._secret_files.create()
-                self.supervisor.post(lambda: self._refresh_secrets_after(refresh_s), self)
-            return (self._secret_files.write(container.name, secrets, slot.uid_base),)
+    def _unwatch_shim(self) -> None:
+        if self._is_shim_watched and self._work.launched is not None:
+            self.supervisor.unwatch(self._work.launched.shim)
+            self._is_shim_watched = False
 
-    def _refresh_secrets_after(self, seconds: int) -> None:
+    def _refresh_secrets_later(self) -> None:
+        seconds = self.settings.beyond_fargate.secret_files_refresh_s
+        if seconds is None:
+            return
         key = "secret files"
 
         def refresh() -> None:
             self._timers.pop(key, None)
             if self.state.desired_status == "RUNNING":
-                self._submit(lambda: self._refresh_secrets(seconds))
+                self._submit(self._refresh_secrets)
 
         at_ns = time.time_ns() + seconds * 1_000_000_000
         self._timers[key] = self.supervisor.set_timer(at_ns, refresh, self)
 
-    def _refresh_secrets(self, seconds: int) -> None:
-        files, launched = self._secret_files, self._launched
-        assert files is not None
-        assert launched is not None
-        try:
-            for container, values in self._inputs.fetch_again().items():
-                with self._volume_lock:
-                    if values:
-                        files.write(container, values, launched.slot.uid_base)
-        except (FargateliteError, OSError) as error:
-            logger.warning("task %s: secret files stay as they are: %s", self.run.task_id, error)
-        self.supervisor.post(lambda: self._refresh_secrets_after(seconds), self)
+    def _refresh_secrets(self) -> None:
+        self._work.refresh_secret_files()
+        self.supervisor.post(self._refresh_secrets_later, self)
 
-    def _prepare_volumes(
-        self, container: ContainerDefinition, image: Image, slot: Slot
-    ) -> tuple[VolumeMount, ...]:
-        from fargatelite.runtime.images import open_store
-
-        images = {name: held.image for name, held in self._containers.items()}
-        mounts = list_mounts(self.definition, container, images)
-        if not mounts:
-            return ()
-        with self._volume_lock:
-            return prepare_volumes(
-                self.settings, self.run.task_id, slot, mounts, image,
-                open_store(self.settings).unpack_directory,
-            )  # fmt: skip
+    # ---- the shim's events ----
 
     @property
     def _has_shared_pids(self) -> bool:
         return self.definition.pid_mode is not None
 
-    def _restart_container(self, name: str) -> None:
-        """The same group and writable layer; processes that outlived the first one go before."""
-        held = self._containers[name]
-        assert self._launched is not None
-        try:
-            self._driver.kill(names.cgroup_path(self.run.task_id, name))
-            launch.reset_overlay(self.settings, self.run, name)
-            self._launched.shim.start_process(held.number, encode_plan(held.plan))
-        except (FargateliteError, OSError, ValueError) as error:
-            self._post_event(
-                machine.ContainerStartFailed(
-                    at_ns=time.time_ns(),
-                    name=name,
-                    reason=reason_of(error, "CannotStartContainerError"),
-                    exit_code=None,
-                )
-            )
-
     def _by_number(self, number: int) -> tuple[str, bool]:
         is_check = number >= HEALTH_CHECK_NUMBER
         wanted = number - HEALTH_CHECK_NUMBER if is_check else number
-        name = next(name for name, held in self._containers.items() if held.number == wanted)
+        name = next(name for name, held in self._work.containers.items() if held.number == wanted)
         return name, is_check
 
     def _on_shim(self) -> None:
-        assert self._launched is not None
-        event = self._launched.shim.receive(0)
+        assert self._work.launched is not None
+        event = self._work.launched.shim.receive(0)
         now = time.time_ns()
         match event:
             case None:
@@ -657,12 +416,12 @@ class SupervisedTask:
         self._read_trace(name)
 
     def _read_trace(self, name: str) -> None:
-        held = self._containers[name]
-        if self._trace and held.spec is not None and held.spec.trace_path is not None:
+        held = self._work.containers[name]
+        if self._request.trace and held.spec is not None and held.spec.trace_path is not None:
             self.op_traces[name] = read_op_trace(self.run.path / held.spec.trace_path, held.plan)
 
     def _process_failed(self, name: str, is_check: bool, failure: Failure, now: int) -> None:
-        held = self._containers[name]
+        held = self._work.containers[name]
         if is_check:
             # Docker reports a check that cannot be started as a failed one.
             output = describe_failure(failure, (), "health check").encode()
@@ -687,7 +446,7 @@ class SupervisedTask:
                 logger.error("task %s: ledger: %s", self.run.task_id, error)
         if self._has_shared_pids:
             # No pid namespace ends with it: what it left behind is ended by its group.
-            self._submit(lambda: self._driver.kill(names.cgroup_path(self.run.task_id, name)))
+            self._submit(lambda: self._work.driver.kill(names.cgroup_path(self.run.task_id, name)))
         oom = exit_code == 128 + signal.SIGKILL and self._was_oom_killed(name)
         self._feed(
             machine.ContainerExited(at_ns=stopped_at_ns, name=name, exit_code=exit_code, oom=oom)
@@ -698,8 +457,8 @@ class SupervisedTask:
         try:
             # The task's own limit kills too; its group counts that on v1.
             return (
-                self._driver.oom_kills(path) > 0
-                or self._driver.oom_kills(names.cgroup_path(self.run.task_id)) > 0
+                self._work.driver.oom_kills(path) > 0
+                or self._work.driver.oom_kills(names.cgroup_path(self.run.task_id)) > 0
             )
         except FargateliteError as error:
             logger.warning("task %s: %s", self.run.task_id, error)
@@ -726,11 +485,11 @@ class SupervisedTask:
     # ---- health checks ----
 
     def _run_health_check(self, name: str) -> None:
-        held = self._containers[name]
-        container = next(c for c in self.definition.containers if c.name == name)
+        held = self._work.containers[name]
+        container = self._work.definition_of(name)
         check = container.health_check
         assert check is not None
-        if held.spec is None or self._launched is None:
+        if held.spec is None or self._work.launched is None:
             return
         plan = compile_health_check(held.spec, check.command)
         number = HEALTH_CHECK_NUMBER + held.number
@@ -738,16 +497,20 @@ class SupervisedTask:
 
         def time_out() -> None:
             held.is_check_timed_out = True
-            if self._launched is not None:
-                self._launched.shim.signal_process(number, signal.SIGKILL)
+            self._signal_number(number, signal.SIGKILL)
 
-        self._launched.shim.start_process(number, encode_plan(plan))
+        try:
+            self._work.launched.shim.start_process(number, encode_plan(plan))
+        except OSError as error:
+            # The shim is gone, and with it its containers: _on_shim tells.
+            logger.warning("task %s: no health check of %s: %s", self.run.task_id, name, error)
+            return
         held.cancel_check_timeout = self.supervisor.set_timer(
             time.time_ns() + check.timeout_s * 1_000_000_000, time_out, self
         )
 
     def _health_checked(self, name: str, exit_code: int, output: bytes, now: int) -> None:
-        held = self._containers[name]
+        held = self._work.containers[name]
         if held.cancel_check_timeout is not None:
             held.cancel_check_timeout()
             held.cancel_check_timeout = None
@@ -763,30 +526,6 @@ class SupervisedTask:
 
     # ---- the end ----
 
-    def _deprovision(self) -> None:
-        from fargatelite.runtime.images import open_store
-
-        self._close_endpoint()
-        try:
-            self._sampler.remove(self.run.task_id)  # takes the last sample
-        except OSError as error:
-            logger.error("task %s: ledger: %s", self.run.task_id, error)
-
-        if self._logs is not None:
-            with self.timeline.phase("logs"):
-                self._logs.drain()
-
-        def release() -> None:
-            if any(held.image is not None for held in self._containers.values()):
-                open_store(self.settings).release(Path(self.settings.run_root), self.run.task_id)
-
-        self._leftovers = launch.remove_task(
-            self.settings, self.run, self._driver, self._launched, release, self.timeline
-        )
-        for failure in self._leftovers:
-            logger.error("task %s: left behind: %s", self.run.task_id, failure)
-        self._post_event(machine.DeprovisionFinished(at_ns=time.time_ns()))
-
     def _finish(self) -> None:
         for cancel in self._timers.values():
             cancel()
@@ -794,7 +533,7 @@ class SupervisedTask:
         if self._requests_watch is not None:
             self.supervisor.unwatch_directory(self._requests_watch)
         record.write_stopped(self.settings, self.record())
-        if self._leftovers:
+        if self._work.leftovers:
             self.run.unlock()  # gc finds the directory and tries again
         else:
             self.run.remove()
@@ -812,7 +551,7 @@ class SupervisedTask:
             return
         self._is_faulty = True
         self._unwatch_shim()
-        self._pull_cancelled.set()
+        self._work.pull_cancelled.set()
         reason = f"InternalError: {type(error).__name__}: {error}"
 
         def close() -> None:
@@ -828,7 +567,7 @@ class SupervisedTask:
             with self._working:
                 self._working.wait_for(lambda: not self._work_count, _WORK_DEADLINE_S)
             try:
-                self._deprovision()
+                self._work.deprovision()
             finally:
                 self.supervisor.post(close)
 

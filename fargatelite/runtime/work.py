@@ -1,0 +1,352 @@
+"""The blocking steps of one task, on the supervisor's pool; what comes of them is an event.
+
+They hold what this process has of the task beyond its state: the shim's connection, images, the
+plans of its containers, its endpoint. What an outcome means is decided on the loop (execute.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fargatelite import names
+from fargatelite.cgroups.detect import detect_driver
+from fargatelite.errors import AwsFailed, FargateliteError, LogDriverFailed
+from fargatelite.host import Host, read_boot_id
+from fargatelite.meter.ledger import LedgerHeader
+from fargatelite.network.slot import Slot
+from fargatelite.rundir import RunDirectory
+from fargatelite.runtime import launch, shipping
+from fargatelite.runtime import task as machine
+from fargatelite.runtime.container_files import resolv_conf_of, write_container_files
+from fargatelite.runtime.describe import TaskFacts
+from fargatelite.runtime.events import LogsDroppedEvent
+from fargatelite.runtime.inputs import TaskInputs
+from fargatelite.runtime.reasons import reason_of
+from fargatelite.runtime.secret_files import SecretFiles
+from fargatelite.runtime.trace import Timeline
+from fargatelite.runtime.volumes import list_mounts, prepare_volumes
+from fargatelite.sandbox.compile import ContainerSpec, compile_container, compile_guest
+from fargatelite.sandbox.mounts import VolumeMount
+from fargatelite.sandbox.plan import Plan, encode_plan
+from fargatelite.settings import Settings
+from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
+
+if TYPE_CHECKING:
+    from fargatelite.images.image import Image, PullProgress
+    from fargatelite.metadata.faults import FaultInjector
+    from fargatelite.metadata.server import Handle
+    from fargatelite.meter.sampler import Sampler
+    from fargatelite.runtime.endpoint import Live
+    from fargatelite.runtime.request import TaskRequest
+
+__all__ = ["HeldContainer", "TaskWork"]
+
+logger = logging.getLogger(__name__)
+
+
+class HeldContainer:
+    """What this process holds of one container beyond its state."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.image: Image | None = None
+        self.image_path: Path | None = None
+        self.spec: ContainerSpec | None = None
+        self.plan: Plan = ()
+        self.cancel_check_timeout: Callable[[], None] | None = None
+        self.is_check_timed_out = False
+
+
+class TaskWork:
+    """See the module. `tell` takes events to the loop, from any thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        run: RunDirectory,
+        definition: TaskDefinition,
+        facts: TaskFacts,
+        request: TaskRequest,
+        *,
+        live: Live,
+        sampler: Sampler,
+        timeline: Timeline,
+        tell: Callable[[machine.Event], None],
+        on_progress: Callable[[PullProgress], None],
+        on_dropped: Callable[[LogsDroppedEvent], None],
+    ) -> None:
+        self.settings = settings
+        self.run = run
+        self.definition = definition
+        self.timeline = timeline
+        self.sampler = sampler
+        self.driver = detect_driver()
+        self.containers = {
+            container.name: HeldContainer(number)
+            for number, container in enumerate(definition.containers)
+        }
+        self.launched: launch.Launched | None = None
+        self.pull_cancelled = threading.Event()
+        self.logs = shipping.prepare(settings, run, definition, facts, on_dropped)
+        self.leftovers: list[str] = []
+        self._request = request
+        self._live = live
+        self._tell = tell
+        self._on_progress = on_progress
+        self._host = Host.probe()
+        self._inputs = TaskInputs(settings, definition, run.task_id, timeline, self.pull_cancelled)
+        self._endpoint: Handle | None = None
+        self._credentials_id: str | None = None
+        self._volume_lock = threading.Lock()
+        self._secret_files: SecretFiles | None = None
+
+    def definition_of(self, name: str) -> ContainerDefinition:
+        """The container of that name."""
+        return next(item for item in self.definition.containers if item.name == name)
+
+    # ---- provisioning ----
+
+    def provision(self) -> None:
+        """Slot, storage, groups, shim, network, endpoint, ledger; sets `launched`.
+
+        Raises: FargateliteError; OSError. What was made is found again by `deprovision`.
+        """
+        self.launched = launch.provision(
+            self.settings, self.run, self.definition, self._request.publish, self.timeline,
+            self._open_endpoint, self._request.address,
+        )  # fmt: skip
+        self.sampler.add(
+            self.run.task_id,
+            self.settings.ledgers / f"{self.run.task_id}.ledger",
+            LedgerHeader(
+                task_id=self.run.task_id,
+                boot_id=read_boot_id(),
+                created_at_ns=time.time_ns(),
+                cpu_units=self.definition.cpu_units,
+                memory_mib=self.definition.memory_mib,
+            ),
+            self.launched.cgroup,
+        )
+
+    def _open_endpoint(self, launched: launch.Launched) -> None:
+        if not self.definition.has_own_network:
+            return
+        from fargatelite.runtime.endpoint import TaskEndpoint, get_metadata_server
+
+        netns_fd = launched.ready.network_namespace
+        limited = self.settings.storage_backend != "unlimited"
+        storage = self.settings.layers / self.run.task_id if limited else None
+
+        def make(faults: FaultInjector) -> TaskEndpoint:
+            source = TaskEndpoint(
+                self._live, self.definition, launched.slot, netns_fd, self.driver,
+                launch.hostname_of(launched.slot), resolv_conf_of(self.definition, None),
+                storage, faults, self._inputs.task_role,
+            )  # fmt: skip
+            self._credentials_id = source.credentials_id
+            return source
+
+        with self.timeline.phase("metadata endpoint"):
+            self._endpoint = get_metadata_server().add_task(netns_fd, make)
+
+    def _close_endpoint(self) -> None:
+        if self._endpoint is not None:
+            from fargatelite.runtime.endpoint import get_metadata_server
+
+            get_metadata_server().remove_task(self._endpoint)
+
+    # ---- images ----
+
+    def pull(self) -> None:
+        """Images and inputs; tells PullFinished, or what failed."""
+        from fargatelite.runtime.images import open_store
+
+        self._tell(machine.PullStarted(at_ns=time.time_ns()))
+        self._inputs.begin()
+        pulled: dict[str, Image] = {}
+        for container in self.definition.containers:
+            name, reference = container.name, container.image
+            try:
+                store = open_store(self.settings)
+                if reference not in pulled:
+                    with self.timeline.phase(f"pull {reference}"):
+                        pulled[reference] = store.pull(
+                            reference,
+                            policy=self._request.pull,
+                            platform=launch.platform_of(self.definition),
+                            on_progress=self._on_progress,
+                            cancelled=self.pull_cancelled,
+                            credentials=self._inputs.registry_credentials(container),
+                        )
+                image = pulled[reference]
+                with self.timeline.phase(f"mount image of {name}"):
+                    path = store.ensure_mounted(
+                        image, Path(self.settings.run_root), self.run.task_id
+                    )
+            except (FargateliteError, OSError) as error:
+                self._pull_failed(name, self._inputs.failure or error)
+                return
+            held = self.containers[name]
+            held.image, held.image_path = image, path
+            self._tell(
+                machine.ContainerPulled(at_ns=time.time_ns(), name=name, digest=image.digest)
+            )
+        try:
+            self._inputs.wait()
+            if self.logs is not None:
+                with self.timeline.phase("log drivers"):
+                    self.logs.open(self._inputs.secret_options)
+        except FargateliteError as error:
+            self._pull_failed(name, self._inputs.failure or error)
+            return
+        self._tell(machine.PullFinished(at_ns=time.time_ns()))
+
+    def _pull_failed(self, name: str, error: Exception) -> None:
+        reason, now = reason_of(error, "CannotPullContainerError"), time.time_ns()
+        if isinstance(error, AwsFailed | LogDriverFailed):
+            self._tell(machine.InputsFailed(at_ns=now, reason=reason))
+        else:
+            self._tell(machine.PullFailed(at_ns=now, name=name, reason=reason))
+
+    # ---- containers ----
+
+    def start_container(self, name: str) -> None:
+        """Prepares a container and has the shim start it; tells only of a failure."""
+        held = self.containers[name]
+        launched = self.launched
+        assert launched is not None
+        assert held.image is not None
+        assert held.image_path is not None
+        try:
+            with self.timeline.phase(f"prepare {name}"):
+                container = self.definition_of(name)
+                cgroup = launch.create_container(self.settings, self.run, launched.slot, container)
+                write_container_files(self.run, self.definition, container, launched.slot)
+                inputs = self._inputs.of_container(container)
+                volumes = (
+                    *self._prepare_volumes(container, held.image, launched.slot),
+                    *self._write_secret_files(container, inputs.secrets, launched.slot),
+                )
+                held.spec = launch.make_spec(
+                    settings=self.settings,
+                    host=self._host,
+                    run=self.run,
+                    slot=launched.slot,
+                    cgroup=cgroup,
+                    definition=self.definition,
+                    container=container,
+                    number=held.number,
+                    image=held.image,
+                    image_path=held.image_path,
+                    inputs=inputs,
+                    credentials_id=self._credentials_id,
+                    trace=self._request.trace,
+                    volumes=volumes,
+                    pid_holder=launch.PID_HOLDER if self.definition.pid_mode == "task" else None,
+                    launch_type=self._live.facts.launch_type,
+                )
+                if self.logs is not None:
+                    held.spec = self.logs.wire(name, held.spec)
+                    self.logs.start(name, launched.shim, held.number)
+                held.plan = compile_container(held.spec)
+                data = encode_plan(held.plan)
+                self.run.write_guest_plan(name, encode_plan(compile_guest(held.spec)))
+                self.sampler.add_container(self.run.task_id, name, cgroup)
+            launched.shim.start_process(held.number, data)
+        except (FargateliteError, OSError, ValueError) as error:
+            reason = reason_of(error, "CannotStartContainerError")
+            self._tell(
+                machine.ContainerStartFailed(
+                    at_ns=time.time_ns(), name=name, reason=reason, exit_code=None
+                )
+            )
+
+    def _write_secret_files(
+        self, container: ContainerDefinition, secrets: Mapping[str, str], slot: Slot
+    ) -> tuple[VolumeMount, ...]:
+        if self.settings.beyond_fargate.secret_files_refresh_s is None or not secrets:
+            return ()
+        with self._volume_lock:
+            if self._secret_files is None:
+                self._secret_files = SecretFiles(self.settings, self.run.task_id)
+                self._secret_files.create()
+            return (self._secret_files.write(container.name, secrets, slot.uid_base),)
+
+    def refresh_secret_files(self) -> None:
+        """Fetches secrets anew and replaces the files whose values changed; one that cannot be had
+        stays as it is."""
+        files, launched = self._secret_files, self.launched
+        if files is None or launched is None:
+            return
+        try:
+            for container, values in self._inputs.fetch_again().items():
+                with self._volume_lock:
+                    if values:
+                        files.write(container, values, launched.slot.uid_base)
+        except (FargateliteError, OSError) as error:
+            logger.warning("task %s: secret files stay as they are: %s", self.run.task_id, error)
+
+    def _prepare_volumes(
+        self, container: ContainerDefinition, image: Image, slot: Slot
+    ) -> tuple[VolumeMount, ...]:
+        from fargatelite.runtime.images import open_store
+
+        images = {name: held.image for name, held in self.containers.items()}
+        mounts = list_mounts(self.definition, container, images)
+        if not mounts:
+            return ()
+        with self._volume_lock:
+            return prepare_volumes(
+                self.settings, self.run.task_id, slot, mounts, image,
+                open_store(self.settings).unpack_directory,
+            )  # fmt: skip
+
+    def restart_container(self, name: str) -> None:
+        """The same group and writable layer; processes that outlived the first one go before."""
+        held = self.containers[name]
+        assert self.launched is not None
+        try:
+            self.driver.kill(names.cgroup_path(self.run.task_id, name))
+            launch.reset_overlay(self.settings, self.run, name)
+            self.launched.shim.start_process(held.number, encode_plan(held.plan))
+        except (FargateliteError, OSError, ValueError) as error:
+            self._tell(
+                machine.ContainerStartFailed(
+                    at_ns=time.time_ns(),
+                    name=name,
+                    reason=reason_of(error, "CannotStartContainerError"),
+                    exit_code=None,
+                )
+            )
+
+    # ---- the end ----
+
+    def deprovision(self) -> None:
+        """Removes all of the task and tells so; `leftovers` says what could not be removed."""
+        from fargatelite.runtime.images import open_store
+
+        self._close_endpoint()
+        try:
+            self.sampler.remove(self.run.task_id)  # takes the last sample
+        except OSError as error:
+            logger.error("task %s: ledger: %s", self.run.task_id, error)
+
+        if self.logs is not None:
+            with self.timeline.phase("logs"):
+                self.logs.drain()
+
+        def release() -> None:
+            if any(held.image is not None for held in self.containers.values()):
+                open_store(self.settings).release(Path(self.settings.run_root), self.run.task_id)
+
+        self.leftovers = launch.remove_task(
+            self.settings, self.run, self.driver, self.launched, release, self.timeline
+        )
+        for failure in self.leftovers:
+            logger.error("task %s: left behind: %s", self.run.task_id, failure)
+        self._tell(machine.DeprovisionFinished(at_ns=time.time_ns()))
