@@ -98,7 +98,8 @@ def _open_top(settings: Settings, efs: EfsVolume, mount_point: Path) -> int:
 
 
 def _open_root(top: int, efs: EfsVolume, point: EfsAccessPoint | None) -> int:
-    """The directory to mount. An access point's is made at its first use, as EFS makes it."""
+    """The directory to mount. An access point's is made at its first use, as EFS makes it, with
+    what is missing above it."""
     path = point.root_directory if point is not None else efs.root_directory
     try:
         return open_path(top, path or "/", os.O_DIRECTORY, _IN_ROOT)
@@ -106,13 +107,33 @@ def _open_root(top: int, efs: EfsVolume, point: EfsAccessPoint | None) -> int:
         if point is None:
             raise
     parent, _, name = path.rstrip("/").rpartition("/")
-    above = open_path(top, parent or "/", os.O_DIRECTORY, _IN_ROOT)
+    above = _open_above(top, parent, point)
     try:
-        os.mkdir(name, 0o700, dir_fd=above)
-        os.chown(name, point.uid, point.gid, dir_fd=above, follow_symlinks=False)
-        made = open_path(above, name, os.O_DIRECTORY | os.O_NOFOLLOW, _IN_ROOT)
+        return _make_directory(above, name, point)
     finally:
         os.close(above)
+
+
+def _open_above(top: int, path: str, point: EfsAccessPoint) -> int:
+    """The directory that an access point's lies in; made where it is not there."""
+    try:
+        return open_path(top, path or "/", os.O_DIRECTORY, _IN_ROOT)
+    except FileNotFoundError:
+        parent, _, name = path.rpartition("/")
+    above = _open_above(top, parent, point)
+    try:
+        return _make_directory(above, name, point)
+    finally:
+        os.close(above)
+
+
+def _make_directory(above: int, name: str, point: EfsAccessPoint) -> int:
+    try:
+        os.mkdir(name, 0o700, dir_fd=above)
+    except FileExistsError:  # another task makes it at this moment
+        return open_path(above, name, os.O_DIRECTORY | os.O_NOFOLLOW, _IN_ROOT)
+    os.chown(name, point.uid, point.gid, dir_fd=above, follow_symlinks=False)
+    made = open_path(above, name, os.O_DIRECTORY | os.O_NOFOLLOW, _IN_ROOT)
     os.chmod(f"/proc/self/fd/{made}", int(point.permissions, 8))
     return made
 

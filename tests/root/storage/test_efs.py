@@ -91,6 +91,28 @@ def test_a_directory_of_the_configured_one_read_only(
     assert list((shared / "team/data").iterdir()) == [shared / "team/data/file"]
 
 
+def test_an_access_point_deep_in_a_file_system_is_made_whole(
+    settings: Settings, busybox: str, tmp_path: Path
+) -> None:
+    point = EfsAccessPoint(
+        access_point_id=POINT, root_directory="/teams/blue/data", uid=1000, gid=1001,
+        permissions="0750",
+    )  # fmt: skip
+    (tmp_path / "top").mkdir()
+    system = EfsFileSystem(
+        file_system_id=ID, directory=str(tmp_path / "top"), access_points=(point,)
+    )
+    configured = msgspec.structs.replace(settings, efs=(system,))
+    for _ in range(2):
+        efs = {
+            "transitEncryption": "ENABLED", "authorizationConfig": {"accessPointId": POINT},
+        }  # fmt: skip
+        check(run(configured, document(busybox, "touch /shared/file", efs)))
+    for path in ("teams", "teams/blue", "teams/blue/data"):
+        made = os.stat(tmp_path / "top" / path)
+        assert (made.st_uid, made.st_gid, stat.S_IMODE(made.st_mode)) == (1000, 1001, 0o750)
+
+
 @pytest.mark.field("volumes[].efsVolumeConfiguration.authorizationConfig.accessPointId")
 @pytest.mark.field("volumes[].efsVolumeConfiguration.transitEncryption")
 @pytest.mark.parametrize("user", ["root", "app"])
