@@ -25,16 +25,21 @@ class ContainerStep(IntEnum):
 
 
 class Condition(StrEnum):
-    """What a dependent waits for."""
+    """What a dependent waits for. No definition says CREATE: it is what `volumesFrom` needs of the
+    container whose volumes they are."""
 
+    CREATE = "CREATE"
     START = "START"
     COMPLETE = "COMPLETE"
     SUCCESS = "SUCCESS"
     HEALTHY = "HEALTHY"
 
 
+_WITHOUT_TIME_OUT = (Condition.CREATE, Condition.START)
+
+
 class Dependency(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of `dependsOn`."""
+    """One entry of `dependsOn`, or what `volumesFrom`, `links` and log routing imply."""
 
     container: str
     condition: Condition
@@ -61,6 +66,8 @@ def judge(dependency: Dependency, target: ContainerState) -> Verdict:
     has_ended = is_stopped or target.first_exit_code is not None
     exit_code = target.exit_code if target.first_exit_code is None else target.first_exit_code
     match dependency.condition:
+        case Condition.CREATE:
+            is_met, is_lost = target.step >= ContainerStep.STARTING, False
         case Condition.START:
             is_met, is_lost = target.step >= ContainerStep.RUNNING, False
         case Condition.COMPLETE:
@@ -73,15 +80,18 @@ def judge(dependency: Dependency, target: ContainerState) -> Verdict:
             is_lost = is_stopped and not is_met
     if is_met:
         return Verdict.MET
-    if is_lost or (target.is_start_timed_out and dependency.condition is not Condition.START):
+    if is_lost or (target.is_start_timed_out and dependency.condition not in _WITHOUT_TIME_OUT):
         return Verdict.IMPOSSIBLE
     return Verdict.WAIT
 
 
 def dependents_of(name: str, containers: Iterable[ContainerState]) -> list[ContainerState]:
-    """The containers that name `name` in their `dependsOn`."""
+    """The containers that stop before `name` does: those that name it in their `dependsOn`."""
     return [
         container
         for container in containers
-        if any(dependency.container == name for dependency in container.depends_on)
+        if any(
+            dependency.container == name and dependency.condition is not Condition.CREATE
+            for dependency in container.depends_on
+        )
     ]

@@ -35,6 +35,10 @@ def describe_failure(failure: Failure, plan: Plan, what: str) -> str:
     if item.name.startswith("exec"):
         # The text that Docker and Fargate users know.
         return f'{what}: exec: "{failure.path}": {_exec_error(failure.errno, failure.path)}'
+    if item.name == "rlimit" and failure.errno == errno.EPERM:
+        error = "this host may not raise it so far: give CAP_SYS_RESOURCE or a higher hard limit"
+    if failure.call == "mount_setattr (id-map)" and failure.errno == errno.EINVAL:
+        error = "its file system cannot be mounted with mapped user ids"
     return (
         f"{what}: {failure.call} {failure.path}: {error} "
         f"(operation {failure.op_index}: {describe_op(item)[:200]})"

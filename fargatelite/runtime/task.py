@@ -348,7 +348,9 @@ class Finished(Action, frozen=True):
 
 
 def _dependencies(container: ContainerDefinition, router: str | None) -> tuple[Dependency, ...]:
-    """As defined; who logs through a FireLens router starts after it, and stops before."""
+    """As defined; who logs through a FireLens router starts after it, and stops before; who takes
+    volumes from a container comes after it is made, who links to it after it runs (contract 3.5).
+    """
     dependencies = [
         Dependency(container=item.container_name, condition=Condition(item.condition))
         for item in container.depends_on
@@ -358,6 +360,14 @@ def _dependencies(container: ContainerDefinition, router: str | None) -> tuple[D
     known = {dependency.container for dependency in dependencies}
     if router is not None and is_routed and router not in known:
         dependencies.append(Dependency(container=router, condition=Condition.START))
+    for link in container.links:
+        target = link.partition(":")[0]
+        dependencies.append(Dependency(container=target, condition=Condition.START))
+    dependencies += [
+        Dependency(container=item.source_container, condition=Condition.CREATE)
+        for item in container.volumes_from
+        if item.source_container is not None
+    ]
     return tuple(dependencies)
 
 

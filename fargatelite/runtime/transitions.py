@@ -310,6 +310,20 @@ class _Step:
     def start_containers(self) -> None:
         if self.state.last_status == TaskStatus.PROVISIONING:
             return
+        # A container that starts may be what another, before it in the definition, has waited for.
+        while self.start_those_that_may():
+            pass
+        if (
+            self.state.desired_status == "RUNNING"
+            and self.state.last_status == TaskStatus.ACTIVATING
+            and self.state.containers
+            and all(container.step >= ContainerStep.RUNNING for container in self.state.containers)
+        ):
+            self.set(last_status=TaskStatus.RUNNING, started_at_ns=self.at_ns)
+
+    def start_those_that_may(self) -> bool:
+        """Whether one was started."""
+        is_one_started = False
         for container in self.state.containers:
             if container.step != ContainerStep.PULLED:
                 continue
@@ -320,16 +334,12 @@ class _Step:
             impossible = [item for verdict, item in verdicts if verdict == Verdict.IMPOSSIBLE]
             if impossible:
                 self.give_up(container, impossible[0])
-                return
+                return False
             if all(verdict == Verdict.MET for verdict, _ in verdicts):
                 self.set_container(container.name, step=ContainerStep.STARTING)
                 self.do(StartContainer(container.name))
-        if (
-            self.state.last_status == TaskStatus.ACTIVATING
-            and self.state.containers
-            and all(container.step >= ContainerStep.RUNNING for container in self.state.containers)
-        ):
-            self.set(last_status=TaskStatus.RUNNING, started_at_ns=self.at_ns)
+                is_one_started = True
+        return is_one_started
 
     def give_up(self, container: ContainerState, dependency: Dependency) -> None:
         """A dependency that can never be met ends the task (contract 3.3, 3.5)."""

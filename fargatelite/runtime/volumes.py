@@ -26,6 +26,14 @@ __all__ = ["MountedVolume", "list_mounts", "prepare_volumes"]
 
 Unpack = Callable[[Image, str, Path, int], bool]
 
+_WITHOUT_ID_MAPS = frozenset(
+    {
+        "proc", "sysfs", "cgroup", "cgroup2", "devtmpfs", "devpts", "debugfs", "tracefs",
+        "securityfs", "pstore", "bpf", "configfs", "efivarfs", "mqueue",
+    }
+)  # fmt: skip
+"""The kernel's own views, which no kernel mounts with mapped ids (mount_setattr(2))."""
+
 
 class MountedVolume(msgspec.Struct, frozen=True, kw_only=True):
     """A volume at a path of one container. `volume` is a name of the definition's `volumes`, or
@@ -34,6 +42,8 @@ class MountedVolume(msgspec.Struct, frozen=True, kw_only=True):
     volume: str
     target: str
     read_only: bool
+    container: str
+    """Whose mount it is, and whose image may have contents for it: with `volumesFrom` another's."""
     source_path: str | None = None
     """A directory or file of the host (EC2's host.sourcePath)."""
     efs: EfsVolume | None = None
@@ -41,7 +51,12 @@ class MountedVolume(msgspec.Struct, frozen=True, kw_only=True):
 
 def _image_volumes(container: ContainerDefinition, image: Image | None) -> list[MountedVolume]:
     return [
-        MountedVolume(volume=f"{container.name}:{path}", target=path, read_only=False)
+        MountedVolume(
+            volume=f"{container.name}:{path}",
+            target=path,
+            read_only=False,
+            container=container.name,
+        )
         for path in (posixpath.normpath(item) for item in (image.config.volumes if image else ()))
         if path.startswith("/") and path != "/"
     ]
@@ -76,6 +91,7 @@ def list_mounts(
                     volume=point.source_volume or "",
                     target=target,
                     read_only=point.read_only,
+                    container=item.name,
                     source_path=sources.get(point.source_volume),
                     efs=systems.get(point.source_volume),
                 ),
@@ -97,9 +113,25 @@ def _directory(settings: Settings, task_id: TaskId, volume: str) -> Path:
     return settings.layers / task_id / ".volumes" / volume.replace("/", ".")
 
 
+def _takes_id_maps(path: Path) -> bool:
+    """Whether the file system at `path` may be mounted with mapped ids."""
+    number = path.stat().st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    with open("/proc/self/mountinfo") as table:
+        for line in table:
+            own, _, system = line.partition(" - ")
+            if own.split()[2] == device:
+                return system.split()[0] not in _WITHOUT_ID_MAPS
+    return True  # btrfs numbers its subvolumes by itself
+
+
 def _host_mount(mount: MountedVolume) -> VolumeMount:
     """A path of the host with the host's ids: root of the container is root there, as on EC2. One
-    that is not there becomes a directory, as Docker makes it. Mounts below it do not come along."""
+    that is not there becomes a directory, as Docker makes it. Mounts below it do not come along.
+
+    In /proc, /sys and their like root of the container is one of the others: it reads what all may
+    read, and changes nothing.
+    """
     source = Path(os.path.realpath(mount.source_path or "/"))
     if not source.exists():
         source.mkdir(mode=0o755, parents=True)
@@ -107,7 +139,7 @@ def _host_mount(mount: MountedVolume) -> VolumeMount:
         source=str(source),
         target=mount.target,
         read_only=mount.read_only,
-        is_mapped=True,
+        is_mapped=_takes_id_maps(source),
         is_file=not source.is_dir(),
     )
 
@@ -130,7 +162,7 @@ def prepare_volumes(
     task_id: TaskId,
     slot: Slot,
     mounts: list[MountedVolume],
-    image: Image,
+    images: Mapping[str, Image | None],
     unpack: Unpack,
 ) -> tuple[VolumeMount, ...]:
     """Makes the volumes that are not there yet; the caller holds the task's volume lock.
@@ -139,7 +171,6 @@ def prepare_volumes(
     image has one there.
     Raises: ImageError; OSError.
     """
-    declared = {posixpath.normpath(path) for path in image.config.volumes}
     made = []
     for mount in mounts:
         if mount.source_path is not None:
@@ -152,8 +183,11 @@ def prepare_volumes(
         if not directory.is_dir():
             fresh = directory.with_name(f"{directory.name}.new")
             fresh.mkdir(mode=0o755, parents=True)
-            has_content = mount.target in declared and unpack(
-                image, mount.target, fresh, slot.uid_base
+            image = images[mount.container]
+            has_content = (
+                image is not None
+                and mount.target in map(posixpath.normpath, image.config.volumes)
+                and unpack(image, mount.target, fresh, slot.uid_base)
             )
             if not has_content:
                 os.chown(fresh, slot.uid_base, slot.uid_base)

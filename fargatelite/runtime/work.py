@@ -229,7 +229,7 @@ class TaskWork:
                 write_container_files(self.run, self.definition, container, launched.slot)
                 inputs = self._inputs.of_container(container)
                 volumes = (
-                    *self._prepare_volumes(container, held.image, launched.slot),
+                    *self._prepare_volumes(container, launched.slot),
                     *self._write_secret_files(container, inputs.secrets, launched.slot),
                 )
                 held.spec = launch.make_spec(
@@ -292,7 +292,7 @@ class TaskWork:
             logger.warning("task %s: secret files stay as they are: %s", self.run.task_id, error)
 
     def _prepare_volumes(
-        self, container: ContainerDefinition, image: Image, slot: Slot
+        self, container: ContainerDefinition, slot: Slot
     ) -> tuple[VolumeMount, ...]:
         from fargatelite.runtime.images import open_store
 
@@ -302,7 +302,7 @@ class TaskWork:
             return ()
         with self._volume_lock:
             return prepare_volumes(
-                self.settings, self.run.task_id, slot, mounts, image,
+                self.settings, self.run.task_id, slot, mounts, images,
                 open_store(self.settings).unpack_directory,
             )  # fmt: skip
 

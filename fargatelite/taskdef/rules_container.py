@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
-from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
+from fargatelite.taskdef.fields import TaskDefinition
 from fargatelite.taskdef.launch_type import Policy
 from fargatelite.taskdef.problems import Problems, each_container, problem
 
@@ -285,7 +287,25 @@ def check_dependencies(task: TaskDefinition, policy: Policy) -> Problems:
                     "configured",
                     item.container_name,
                 )
-    cycle = _find_cycle(containers)
+    depends = {
+        name: [item.container_name for item in container.depends_on]
+        for name, container in containers.items()
+    }
+    cycle = _find_cycle(depends)
+    if not cycle:
+        # Also waited for, so that they may not close a ring (contract 3.5). One of volumesFrom
+        # alone is told with the volumes.
+        sources = {
+            name: [item.source_container or "" for item in container.volumes_from]
+            for name, container in containers.items()
+        }
+        others = {
+            name: [*depends[name], *(link.partition(":")[0] for link in container.links)]
+            for name, container in containers.items()
+        }
+        ring = _find_cycle({name: [*others[name], *sources[name]] for name in containers})
+        if any(after in others[name] for name, after in pairwise(ring)):
+            cycle = ring
     if cycle:
         index = next(i for i, c in enumerate(task.containers) if c.name == cycle[0])
         yield problem(
@@ -295,9 +315,9 @@ def check_dependencies(task: TaskDefinition, policy: Policy) -> Problems:
         )
 
 
-def _find_cycle(containers: dict[str, ContainerDefinition]) -> list[str]:
+def _find_cycle(edges: Mapping[str, Sequence[str]]) -> list[str]:
     done: set[str] = set()
-    for start in containers:
+    for start in edges:
         trail: list[str] = []
         stack = [(start, 0)]
         while stack:
@@ -305,10 +325,10 @@ def _find_cycle(containers: dict[str, ContainerDefinition]) -> list[str]:
             del trail[depth:]
             if name in trail:
                 return [*trail[trail.index(name) :], name]
-            if name in done or name not in containers:
+            if name in done or name not in edges:
                 continue
             trail.append(name)
-            stack += [(item.container_name, len(trail)) for item in containers[name].depends_on]
+            stack += [(after, len(trail)) for after in edges[name]]
         done.update(trail)
         done.add(start)
     return []

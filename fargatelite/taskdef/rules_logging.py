@@ -266,9 +266,13 @@ def _check_awsfirelens(
 
 
 def _reaches(task: TaskDefinition, start: str, goal: str) -> bool:
-    """Whether `start` depends on `goal`, directly or through others."""
+    """Whether `start` waits for `goal`, directly or through others."""
     depends = {
-        item.name: [entry.container_name for entry in item.depends_on] for item in task.containers
+        item.name: [
+            *(entry.container_name for entry in item.depends_on),
+            *(entry.source_container or "" for entry in item.volumes_from),
+        ]
+        for item in task.containers
     }
     seen: set[str] = set()
     waiting = list(depends.get(start, ()))

@@ -186,7 +186,8 @@ def test_containers_share_a_volume(settings: Settings, busybox: str) -> None:
         mountPoints=[{"sourceVolume": "shared", "containerPath": "/out"}],
     )  # fmt: skip
     reader = shell(
-        "reader", "cat /in/file /other/file; echo x > /in/file; test ! -e /out && echo done",
+        "reader",
+        "exec 2>&1; cat /in/file /other/file; echo x > /in/file; test ! -e /out && echo done",
         dependsOn=[{"containerName": "writer", "condition": "SUCCESS"}],
         mountPoints=[
             {"sourceVolume": "shared", "containerPath": "/in", "readOnly": True},
@@ -262,6 +263,24 @@ def test_volumes_from(settings: Settings, with_volume: str) -> None:
     assert lines[:3] == ["from the imagemore", "1"] or lines[0].startswith("from the image")
     assert sum("Read-only file system" in line for line in lines) == 2
     assert task.containers["taker"].exit_code == 1
+
+
+@pytest.mark.field("volumesFrom")
+def test_volumes_come_from_the_sources_image_whoever_starts_first(
+    settings: Settings, busybox: str, with_volume: str
+) -> None:
+    """The taker is defined first, waits for nothing, and its image has no such directory."""
+    taker = shell(
+        "taker", "cat /data/seed; touch /data/taken",
+        volumesFrom=[{"sourceContainer": "source"}], essential=False,
+    )  # fmt: skip
+    source = {
+        **shell("source", "until [ -e /data/taken ]; do sleep 0.05; done"),
+        "image": with_volume,
+    }
+    task = run(settings, definition(busybox, taker, source))
+    check(task)
+    assert lines_of(task, "taker") == ["from the image"]
 
 
 @pytest.mark.field("readonlyRootFilesystem")

@@ -507,6 +507,9 @@ def test_invariants_under_any_sequence(life: Life, data: st.DataObject) -> None:
             case m.StartContainer(name=name):
                 for dependency in life.state.container(name).depends_on:
                     target = life.state.container(dependency.container)
+                    if dependency.condition == "CREATE":
+                        assert target.step >= ContainerStep.STARTING
+                        continue
                     assert target.started_at_ns is not None, "started before its dependency"
                     if dependency.condition == "SUCCESS":
                         first = target.first_exit_code
@@ -580,3 +583,41 @@ def test_invariants_under_any_sequence(life: Life, data: st.DataObject) -> None:
         times = [state.created_at_ns, state.stopping_at_ns, state.stopped_at_ns]
         assert times == sorted(t for t in times if t is not None)
         assert step(state, m.Created(at_ns=life.now)) == (state, ()), "late events change nothing"
+
+
+def test_who_takes_volumes_waits_until_their_container_is_made_and_no_longer() -> None:
+    life = Life(
+        container("taker", ("source", "CREATE")),
+        container("source", ("first", "SUCCESS"), essential=False),
+        container("first", essential=False),
+    )
+    assert life.pulled() == [m.StartContainer("first")]
+    life.start("first")
+    began = life.exit("first", 0)
+    assert [a for a in began if isinstance(a, m.StartContainer)] == [
+        m.StartContainer("source"), m.StartContainer("taker"),
+    ]  # fmt: skip
+
+
+def test_links_and_volumes_are_waited_for() -> None:
+    from fargatelite.settings import Settings
+    from fargatelite.taskdef.launch_type import policy_for
+    from fargatelite.taskdef.load import load_definition
+
+    base = {"image": "i", "memory": 64}
+    definition = load_definition(
+        {
+            "family": "f",
+            "containerDefinitions": [
+                {"name": "web", **base, "links": ["db:mysql"],
+                 "volumesFrom": [{"sourceContainer": "data"}]},
+                {"name": "db", **base},
+                {"name": "data", **base},
+            ],
+        },
+        policy_for("EC2", Settings()),
+    )  # fmt: skip
+    state = m.new_state(definition, "0" * 32, START)
+    assert [(item.container, item.condition) for item in state.container("web").depends_on] == [
+        ("db", "START"), ("data", "CREATE"),
+    ]  # fmt: skip

@@ -141,6 +141,19 @@ def test_a_cycle_is_found() -> None:
     assert any("cycle" in text for _, text in problems_of(changed(containerDefinitions=containers)))
 
 
+def test_a_ring_of_dependencies_and_volumes_is_found() -> None:
+    """Each would wait for the other: for volumesFrom the source is made first."""
+    first = {"name": "a", "image": "i", "volumesFrom": [{"sourceContainer": "b"}]}
+    second = {
+        "name": "b", "image": "i", "dependsOn": [{"containerName": "a", "condition": "START"}],
+    }  # fmt: skip
+    assert problems_of(changed(containerDefinitions=[first, second])) == [
+        ("containerDefinitions[0].dependsOn", "Container dependencies must not form a cycle.")
+    ]
+    second["dependsOn"] = []
+    assert load_definition(changed(containerDefinitions=[first, second]))
+
+
 def test_values_equal_to_the_default_ask_for_nothing() -> None:
     load_definition(
         changed(volumes=[], placementConstraints=[], containerDefinitions=[{

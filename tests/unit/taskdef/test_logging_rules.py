@@ -94,6 +94,8 @@ def test_awslogs_needs_an_execution_role() -> None:
         ({"Name": "x", "log-driver-buffer-limit": "-1"}, {}, "Invalid log-driver-buffer-limit."),
         ({"Name": "x"}, {"dependsOn": [{"containerName": "app", "condition": "START"}]},
          "Container dependencies must not form a cycle."),
+        ({"Name": "x"}, {"volumesFrom": [{"sourceContainer": "app"}]},
+         "Container dependencies must not form a cycle."),
         ({"Name": "x"},
          {"firelensConfiguration": {"type": "fluentbit", "options":
           {"config-file-type": "s3", "config-file-value": "arn:aws:s3:::b/f"}}},
