@@ -7,4 +7,5 @@ pytest_plugins = [
     "tests.fixtures.host",
     "tests.fixtures.cli",
     "tests.fixtures.aws",
+    "tests.fixtures.published",
 ]
