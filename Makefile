@@ -28,6 +28,7 @@ demo: build ## Set up all that is needed, build two images, run a task and show 
 test: build ## Set up all that is needed and run every test; as root those that need it.
 	@$(call apt,$(APT_DEMO) $(APT_TEST))
 	@$(MAKE) lint
+	@[ "$$(id -u)" != 0 ] || examples/images/build.sh
 	$(PY) -m pytest tests
 
 .PHONY: unit
@@ -37,7 +38,8 @@ unit: build ## Tests that need no root.
 .PHONY: root
 root: build ## Tests that need root and this kernel.
 	@$(call apt,$(APT_DEMO) $(APT_TEST))
-	$(PY) -m pytest tests/root
+	@examples/images/build.sh
+	$(PY) -m pytest tests/root tests/definitions
 
 GUEST ?= default
 .PHONY: test-vm
