@@ -63,6 +63,14 @@ def _parse(text: str, name: str) -> Any:
         raise _not_json(name, str(error)) from error
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Does not wait for somebody to write to a FIFO (fifo(7)); one that a shell made for `<(...)`
+    has its writer, and is read to its end."""
+    fd = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(fd, True)
+    return fd
+
+
 def _read(source: str | bytes | os.PathLike[str]) -> tuple[str, str]:
     """The text and what to call it."""
     if isinstance(source, bytes) or (isinstance(source, str) and source.lstrip()[:1] in ("{", "[")):
@@ -75,7 +83,7 @@ def _read(source: str | bytes | os.PathLike[str]) -> tuple[str, str]:
     else:
         name = os.fspath(source)
         try:
-            with open(name, "rb") as file:
+            with open(name, "rb", opener=_open_at_once) as file:
                 data = file.read(MAX_BYTES + 1)
         except (OSError, ValueError) as error:
             raise InvalidTaskDefinition(
