@@ -34,7 +34,15 @@ _ONCE = "service call has been retried 1 time(s): "
 PARAMETERS_PER_CALL = 10
 PARALLEL_CALLS = 8
 
+_OR_LOCAL = ", or keep secrets on this host: [secrets] in its configuration file"
+
 _Values = dict[Reference, str]
+
+
+def _explain(error: Exception) -> str:
+    from botocore.exceptions import NoCredentialsError
+
+    return explain(error) + (_OR_LOCAL if isinstance(error, NoCredentialsError) else "")
 
 
 def _get_parameters(
@@ -47,7 +55,7 @@ def _get_parameters(
             Names=[reference.asked for reference in references], WithDecryption=True
         )
     except (BotoCoreError, ClientError) as error:
-        raise AwsFailed(f"{_FROM_SSM}{explain(error)}") from error
+        raise AwsFailed(f"{_FROM_SSM}{_explain(error)}") from error
     # A parameter that was asked for by ARN answers by name. The newest comes last: emulators leave
     # out the selector of an older one.
     found: dict[str, str] = {}
@@ -73,7 +81,7 @@ def _get_secret(session: Session, reference: SecretReference) -> str:
     try:
         answer = session.client("secretsmanager", reference.region).get_secret_value(**asked)
     except (BotoCoreError, ClientError) as error:
-        attempts, _, text = explain(error).partition(": ")
+        attempts, _, text = _explain(error).partition(": ")
         raise AwsFailed(f"{_FROM_ASM}{attempts}: {what}{text}") from error
     if "SecretString" not in answer:
         raise AwsFailed(f"{_FROM_ASM}{_ONCE}{what}it is binary; only text secrets can be injected")

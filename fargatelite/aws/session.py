@@ -31,7 +31,12 @@ def role_arn_of(settings: Settings, role: str) -> str:
 
 def explain(error: Exception) -> str:
     """A failed call as Fargate words it: attempts, then the service's code and message."""
-    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+    from botocore.exceptions import (
+        ClientError,
+        ConnectionError,
+        HTTPClientError,
+        NoCredentialsError,
+    )
 
     if isinstance(error, ClientError):
         detail = error.response.get("Error", {})
@@ -40,6 +45,8 @@ def explain(error: Exception) -> str:
     else:
         attempts = ATTEMPTS if isinstance(error, (ConnectionError, HTTPClientError)) else 1
         text = f"{type(error).__name__}: {error}"
+    if isinstance(error, NoCredentialsError):
+        text += "; configure AWS on this host as for its command line"
     return f"service call has been retried {attempts} time(s): {text}"
 
 

@@ -67,7 +67,7 @@ class Screen:
         self._logs = logs
         self._talk = sys.stderr
         self._is_live = is_terminal(self._talk)
-        self._width = max(len(name) for name in task.containers)
+        self._width = max(len(name) for name in ("task", *task.containers))
         self._colours = dict(zip(task.containers, _COLOURS * 2, strict=False))
         self._partial: dict[tuple[str, str], bytes] = {}
         self._layers: dict[str, Any] = {}

@@ -243,8 +243,8 @@ class AwsLogs:
         except BotoCoreError as error:
             # No credentials, an endpoint that is no URL: the same at the next attempt.
             raise LogDriverFailed(
-                f"{type(error).__name__}: {error} : botocore's settings decide; log_drivers = "
-                '"local" in the configuration keeps logs on this host'
+                f"{type(error).__name__}: {error}; configure AWS as for its command line, or "
+                'keep logs on this host: log_drivers = "local", FARGATELITE_LOG_DRIVERS=local'
             ) from error
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 
+from fargatelite.sandbox.compile import describe_rlimit
 from fargatelite.sandbox.plan import Plan, describe_op
 from fargatelite.shim import Failure
 
@@ -36,7 +37,10 @@ def describe_failure(failure: Failure, plan: Plan, what: str) -> str:
         # The text that Docker and Fargate users know.
         return f'{what}: exec: "{failure.path}": {_exec_error(failure.errno, failure.path)}'
     if item.name == "rlimit" and failure.errno == errno.EPERM:
-        error = "this host may not raise it so far: give CAP_SYS_RESOURCE or a higher hard limit"
+        return (
+            f"{what}: ulimit {describe_rlimit(item)} is more than this host may give: run with "
+            "CAP_SYS_RESOURCE or a higher hard limit, or ask for less; see `fargatelite check`"
+        )
     if failure.call == "mount_setattr (id-map)" and failure.errno == errno.EINVAL:
         error = "its file system cannot be mounted with mapped user ids"
     return (

@@ -191,6 +191,13 @@ def _rlimit(name: str, soft: int, hard: int) -> Op:
     return op("rlimit", _RLIMITS[name], number(soft), number(hard))
 
 
+def describe_rlimit(item: Op) -> str:
+    """An `rlimit` operation as its ulimit: `nofile 1024:4096`, -1 for unlimited."""
+    number, soft, hard = (-1 if value == _UNLIMITED else value for value in item.values)
+    name = next(name for name, known in _RLIMITS.items() if known == number)
+    return f"{name} {soft!r}:{hard!r}"
+
+
 def compile_rlimits(
     ulimits: tuple[tuple[str, int, int], ...], host: HostLimits
 ) -> tuple[tuple[str, int, int], ...]:

@@ -126,3 +126,23 @@ def test_labels_and_tags(published: Published) -> None:
     labels = json.loads("".join(ran.lines("app")))["Labels"]
     assert labels["traefik.http.routers.app.rule"] == "Host(`app.example.com`)"
     assert labels["com.amazonaws.ecs.task-arn"] == ran.task.arn
+
+
+@pytest.mark.parametrize(
+    ("name", "container", "hint"),
+    [
+        ("secrets-ssm", "notifier", "or keep secrets on this host: [secrets] in its configuration"),
+        ("environment-files", "app", "configure AWS on this host as for its command line"),
+        ("cron-report", "report", 'keep logs on this host: log_drivers = "local"'),
+    ],
+)
+def test_a_host_without_aws_says_what_to_do(
+    published: Published, monkeypatch: pytest.MonkeyPatch, name: str, container: str, hint: str
+) -> None:
+    """What most people meet first: a definition that works on AWS, on a laptop that has no AWS."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    ran = published.run(name)
+    assert ran.task.stop_code == "TaskFailedToStart"
+    assert hint in (ran.task.stopped_reason or ""), ran.why
+    assert ran.output(container) == []
