@@ -241,7 +241,9 @@ class AwsLogs:
         except (ConnectionError, HTTPClientError) as error:
             raise LogEndpointUnavailable(f"{type(error).__name__}: {error}") from error
         except BotoCoreError as error:
-            # No credentials, an endpoint that is no URL: the same at the next attempt.
+            # No credentials, an endpoint that is no URL: the same at the next attempt. A later task
+            # of this process may find what this one lacked: botocore looks once.
+            _client.cache_clear()
             raise LogDriverFailed(
                 f"{type(error).__name__}: {error}; configure AWS as for its command line, or "
                 'keep logs on this host: log_drivers = "local", FARGATELITE_LOG_DRIVERS=local'
