@@ -100,9 +100,10 @@ def _here(marker: Marker, *, is_tested: bool) -> str:
             return f"{'supported' if is_tested else '*no test*'}: `{function}`"
         case Recorded(reason=reason):
             return f"recorded: {reason}"
+        case Refused(message=message, on_ec2=Refused(message=second)):
+            return f"refused: {message}" + (f"; EC2: refused: {second}" if second != message else "")
         case Refused(message=message, on_ec2=on_ec2):
-            second = message if on_ec2 == Refused(message) else _here(on_ec2, is_tested=is_tested)
-            return f"refused: {message}" + (f" EC2: {second}" if second != message else "")
+            return f"refused: {message}; EC2: {_here(on_ec2, is_tested=is_tested)}"
         case _:
             return "not supported yet"
 
