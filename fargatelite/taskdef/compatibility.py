@@ -101,7 +101,8 @@ def _here(marker: Marker, *, is_tested: bool) -> str:
         case Recorded(reason=reason):
             return f"recorded: {reason}"
         case Refused(message=message, on_ec2=Refused(message=second)):
-            return f"refused: {message}" + (f"; EC2: refused: {second}" if second != message else "")
+            also = f"; EC2: refused: {second}" if second != message else ""
+            return f"refused: {message}{also}"
         case Refused(message=message, on_ec2=on_ec2):
             return f"refused: {message}; EC2: {_here(on_ec2, is_tested=is_tested)}"
         case _:
