@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hypothesis
+
 pytest_plugins = [
     "tests.fixtures.images",
     "tests.fixtures.host",
@@ -9,3 +11,7 @@ pytest_plugins = [
     "tests.fixtures.aws",
     "tests.fixtures.published",
 ]
+
+# An example's time says how busy the machine is, and nothing about us.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")

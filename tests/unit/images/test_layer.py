@@ -321,7 +321,7 @@ def test_table_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     packed=st.sampled_from(["plain", "gzip", "zstd", "zstd-chunked"]),
 )
 @hypothesis_settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_steps_do_not_matter(
     tmp_path: Path, names: list[str], data: bytes, step: int, packed: str

@@ -478,7 +478,7 @@ _PAX = st.builds(
     cut=st.integers(0, 2000),
 )
 @hypothesis_settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_stream_gives_records_or_invalid(tmp_path: Path, parts: list[bytes], cut: int) -> None:
     data = b"".join(parts)

@@ -460,7 +460,7 @@ def lives(draw: st.DrawFn) -> Life:
     return Life(*made)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(lives(), st.data())
 def test_invariants_under_any_sequence(life: Life, data: st.DataObject) -> None:
     """The executor answers what it was asked, in any order, with stops and failures between."""
