@@ -373,6 +373,8 @@ int main(int argc, char **argv) {
         fputs("fargatelite-shim is started by fargatelite, not by hand\n", stderr);
         return 2;
     }
+    /* Executed by descriptor, it would be called after the descriptor's number in ps(1). */
+    prctl(PR_SET_NAME, "fargatelite-shi");
     setsid();
     signal(SIGPIPE, SIG_IGN);
     signal(SIGHUP, SIG_IGN);

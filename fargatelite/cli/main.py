@@ -14,12 +14,15 @@ import os
 import signal
 import sys
 import traceback
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from fargatelite.cli.tables import make_printable
 from fargatelite.errors import FargateliteError, InvalidTaskDefinition
+
+if TYPE_CHECKING:
+    from fargatelite.settings import Settings
 
 OWN_FAILURE = 125
 
@@ -41,6 +44,8 @@ COMMANDS = {
     "image": ("image", "Pull, load, list and remove images."),
     "definition": ("definition", "Validate, explain and register task definitions."),
 }
+
+_LOOK_AT_TASKS = frozenset("ps describe logs events stop exec cp wait stats".split())
 
 
 class LazyGroup(click.Group):
@@ -83,7 +88,24 @@ def cli(ctx: click.Context, data_root: str | None, run_root: str | None, debug: 
     )
     # At DEBUG botocore logs bodies: secrets, tokens.
     logging.getLogger("botocore").setLevel(logging.INFO)
-    ctx.obj = load_settings(data_root=data_root, run_root=run_root)
+    settings = ctx.obj = load_settings(data_root=data_root, run_root=run_root)
+    if ctx.invoked_subcommand in _LOOK_AT_TASKS and settings.runs.is_dir():
+        _adopt_lost(settings)
+
+
+def _adopt_lost(settings: Settings) -> None:
+    """Whoever looks at tasks sees to it that somebody supervises them."""
+    from fargatelite.runtime.remote import is_one_lost
+
+    if not is_one_lost(settings):
+        return
+    from fargatelite.runtime.detached import ensure_supervised
+
+    try:
+        ensure_supervised(settings)
+    except FargateliteError as error:
+        # The command itself may have another task in mind.
+        click.echo(f"Warning: a task without a supervisor: {make_printable(str(error))}", err=True)
 
 
 def format_error(error: FargateliteError) -> str:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import click
 
-from fargatelite import names
-from fargatelite.errors import TaskBusy, TaskNotFound
-from fargatelite.rundir import DesiredStop, RunDirectory
+from fargatelite.runtime.handle import RecordedTask
 from fargatelite.runtime.record import find_record
 from fargatelite.runtime.remote import wait_stopped
 from fargatelite.settings import Settings
@@ -30,13 +26,7 @@ def command(settings: Settings, tasks: tuple[str, ...], reason: str, no_wait: bo
     for record in chosen:
         if record.state.last_status == "STOPPED":
             continue
-        run = RunDirectory(settings.runs, names.parse_task_id(record.task_id))
-        if not run.is_supervised() and run.path.exists():
-            raise TaskBusy(
-                f"task {record.task_id[:12]} has lost its supervisor; `fargatelite gc` ends it"
-            )
-        with contextlib.suppress(TaskNotFound):  # it has just stopped
-            run.request_stop(DesiredStop(stop_code="UserInitiated", reason=reason))
+        RecordedTask(settings, record).stop(reason, wait=False)
     for record in chosen:
         if not no_wait:
             wait_stopped(settings, record.task_id, None)

@@ -81,6 +81,7 @@ class Shipment:
         *,
         on_dropped: Callable[[Dropped], None],
         tell_read: Callable[[int], None] | None,
+        from_end: bool = False,
     ) -> None:
         """`label` names the container in log messages; `tell_read(count)`, for a driver that
         blocks, tells the shim how many bytes were read, and raises OSError."""
@@ -91,6 +92,9 @@ class Shipment:
         self.done = threading.Event()
         self.due_at = 0.0
         self._tail = LogTail(label, path)
+        if from_end:
+            for _ in self._tail.read():
+                pass
         self._lines = LineAssembler()
         self._on_dropped = on_dropped
         self._tell_read = tell_read

@@ -1,4 +1,5 @@
-"""The supervisor of detached tasks: one process per run root, there while there are such tasks.
+"""The supervisor of detached tasks and of those that lost theirs: one process per run root, there
+while there are such tasks.
 
 A caller hands it a request over a socket in the run root (0700) and gets an answer once the task's
 run directory is there; from then on the task is like any other: its files tell how it is, and a
@@ -18,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import logging
 import os
 import selectors
@@ -27,18 +29,27 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from fargatelite.errors import ConfigurationInvalid, FargateliteError, StateCorrupt
-from fargatelite.rundir import ensure_private_directory
+from fargatelite.errors import (
+    ConfigurationInvalid,
+    FargateliteError,
+    StateCorrupt,
+    TaskBusy,
+    TaskNotFound,
+)
+from fargatelite.rundir import RunDirectory, ensure_private_directory
+from fargatelite.runtime.execute import SupervisedTask
 from fargatelite.runtime.record import TaskRecord, read_record
-from fargatelite.runtime.request import TaskRequest, start_task
+from fargatelite.runtime.remote import is_one_lost
+from fargatelite.runtime.request import TaskRequest, adopt_task, start_task
 from fargatelite.runtime.trace import Timeline
 from fargatelite.settings import Settings
 
-__all__ = ["start_detached"]
+__all__ = ["ensure_supervised", "start_detached"]
 
 PROTOCOL_VERSION = 1
 LINGER_S = 2.0
@@ -52,9 +63,11 @@ _MAX_MESSAGE_BYTES = 8 << 20  # a definition has 64 KiB, overrides 8 KiB where F
 
 
 class _Order(msgspec.Struct, frozen=True, kw_only=True):
+    """`request` None: adopt all tasks of the run root that nobody supervises."""
+
     version: int = PROTOCOL_VERSION
     settings: Settings
-    request: TaskRequest
+    request: TaskRequest | None = None
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,12 +136,7 @@ def _start_supervisor(settings: Settings) -> None:
         end.read()  # to the end of file: it has closed its side
 
 
-def start_detached(settings: Settings, request: TaskRequest) -> TaskRecord:
-    """Has the run root's supervisor start a task; returns its record once it has begun.
-
-    Raises: FargateliteError with the supervisor's words; ConfigurationInvalid when none can be
-        started.
-    """
+def _order(settings: Settings, request: TaskRequest | None) -> None:
     ensure_private_directory(Path(settings.data_root))
     ensure_private_directory(Path(settings.run_root))
     path = _socket_path(settings)
@@ -143,10 +151,30 @@ def start_detached(settings: Settings, request: TaskRequest) -> TaskRecord:
             continue
         if answer.error is not None:
             raise FargateliteError(answer.error)
-        return read_record(settings, request.task_id)
+        return
     raise ConfigurationInvalid(
         f"no supervisor answers at {path}; see supervisor.log beside it", path=path
     )
+
+
+def start_detached(settings: Settings, request: TaskRequest) -> TaskRecord:
+    """Has the run root's supervisor start a task; returns its record once it has begun.
+
+    Raises: FargateliteError with the supervisor's words; ConfigurationInvalid when none can be
+        started.
+    """
+    _order(settings, request)
+    return read_record(settings, request.task_id)
+
+
+def ensure_supervised(settings: Settings) -> None:
+    """Has the run root's supervisor adopt the tasks that have lost theirs; nothing happens when
+    there are none.
+
+    Raises: FargateliteError naming a task that cannot be adopted; ConfigurationInvalid.
+    """
+    if is_one_lost(settings):
+        _order(settings, None)
 
 
 # ---- the supervisor's side ----
@@ -211,21 +239,42 @@ class _Service:
                 f"the supervisor of {self._run_root} speaks version {PROTOCOL_VERSION}, the "
                 f"request has {order.version}: it ends with its last task, then the new one starts"
             )
-        with self._changed:
-            self._tasks += 1
-        try:
-            supervised = start_task(
-                order.settings, order.request, Timeline(), on_finished=self._finished
-            )
-        except BaseException:
-            self._finished()
-            raise
+        if order.request is None:
+            return self._adopt(order.settings)
+        request = order.request
+        supervised = self._count(
+            lambda: start_task(order.settings, request, Timeline(), on_finished=self._finished)
+        )
+        assert supervised is not None
         # Until its first state is written, nobody else could find it.
         with supervised.changed:
             supervised.changed.wait_for(
                 lambda: supervised.run.read_state() is not None or supervised.is_finished, _ANSWER_S
             )
         return _Answer()
+
+    def _count(self, begin: Callable[[], SupervisedTask | None]) -> SupervisedTask | None:
+        """Counts a task from before it begins, so that the process stays for it."""
+        with self._changed:
+            self._tasks += 1
+        supervised = None
+        try:
+            supervised = begin()
+        finally:
+            if supervised is None:
+                self._finished()
+        return supervised
+
+    def _adopt(self, settings: Settings) -> _Answer:
+        failures = []
+        for run in RunDirectory.list_all(settings.runs):
+            try:
+                self._count(functools.partial(adopt_task, settings, run, self._finished))
+            except (TaskBusy, TaskNotFound):
+                continue  # somebody else was faster, or it has ended
+            except (FargateliteError, OSError) as error:
+                failures.append(f"task {run.task_id[:12]}: {error}")
+        return _Answer(error="; ".join(failures) or None)
 
     def _finished(self) -> None:
         with self._changed:

@@ -88,7 +88,9 @@ class TaskEndpoint:
         storage: Path | None,
         faults: FaultInjector,
         role: TaskRole | None,
+        credentials_id: str | None = None,
     ) -> None:
+        """`credentials_id`: of a task that has been told it already, under another supervisor."""
         self._live = live
         self._definition = definition
         self._slot = slot
@@ -99,7 +101,7 @@ class TaskEndpoint:
         self._networks = _networks(slot, hostname, resolv_conf)
         self._readings: dict[str, tuple[Reading | None, Reading]] = {}
         self._protection: Protection | None = None
-        self.credentials_id = str(uuid.uuid4()) if role is not None else None
+        self.credentials_id = credentials_id or (str(uuid.uuid4()) if role is not None else None)
         """Random, 122 bits: nobody guesses another task's."""
         self.faults = faults if definition.enable_fault_injection else None
 

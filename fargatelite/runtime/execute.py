@@ -20,6 +20,7 @@ from fargatelite.errors import FargateliteError
 from fargatelite.rundir import RunDirectory
 from fargatelite.runtime import launch, record
 from fargatelite.runtime import task as machine
+from fargatelite.runtime.adopt import Found, plan_adoption
 from fargatelite.runtime.close import close_state
 from fargatelite.runtime.describe import describe_state_change
 from fargatelite.runtime.events import (
@@ -38,14 +39,13 @@ from fargatelite.runtime.reasons import (
     start_failure_exit_code,
     stop_signal_of,
 )
+from fargatelite.runtime.record import TaskRecord
 from fargatelite.runtime.supervise import Supervisor
 from fargatelite.runtime.trace import Timeline, read_op_trace
 from fargatelite.runtime.transitions import step, will_restart
 from fargatelite.runtime.work import TaskWork
-from fargatelite.sandbox.compile import (
-    compile_health_check,
-)
-from fargatelite.sandbox.plan import encode_plan
+from fargatelite.sandbox.compile import compile_guest_check, compile_health_check
+from fargatelite.sandbox.plan import Plan, decode_plan, encode_plan
 from fargatelite.shim import (
     Failure,
     ProcessExited,
@@ -107,6 +107,7 @@ class SupervisedTask:
         self._timers: dict[object, Callable[[], None]] = {}
         self._requests_watch: int | None = None
         self._is_faulty = False
+        self._orphaned_checks: set[int] = set()
         self._working = threading.Condition()
         self._work_count = 0
         self.changed = threading.Condition()
@@ -118,6 +119,12 @@ class SupervisedTask:
         """Starts the task's life."""
         self.supervisor.add(self)
         self.supervisor.post(self._begin_on_loop, self)
+
+    def begin_adopted(self, recorded: TaskRecord) -> None:
+        """Goes on with a task whose supervisor is gone; the caller has its lock."""
+        self._dropped = {item.container: item for item in recorded.logs_dropped}
+        self.supervisor.add(self)
+        self.supervisor.post(lambda: self._submit(lambda: self._reattach(recorded)), self)
 
     def request_stop(self, stop_code: str, reason: str) -> None:
         """Asks for a stop; a task that is stopping or stopped stays as it is."""
@@ -136,14 +143,18 @@ class SupervisedTask:
         with self.changed:
             return self.changed.wait_for(lambda: self.is_finished, timeout_s)
 
-    def record(self) -> record.TaskRecord:
+    def record(self) -> TaskRecord:
         """The task as it is written down."""
-        return record.TaskRecord(
+        return TaskRecord(
             state=self.state,
             definition=self._request.definition,
             facts=self.facts,
             slot=self._work.launched.slot if self._work.launched is not None else None,
             publish=self._request.publish,
+            pull=self._request.pull,
+            address=self._request.address,
+            trace=self._request.trace,
+            credentials_id=self._work.credentials_id,
             phases=tuple(self.timeline.phases),
             leftovers=tuple(self._work.leftovers),
             logs_dropped=tuple(self._dropped.values()),
@@ -177,12 +188,38 @@ class SupervisedTask:
         self._refresh_secrets_later()
         self._look_for_desired()
 
+    def _reattach(self, recorded: TaskRecord) -> None:
+        found = self._work.reattach(recorded)
+        self.supervisor.post(lambda: self._adopted(found), self)
+
+    def _adopted(self, found: Found) -> None:
+        self._requests_watch = self.supervisor.watch_directory(
+            self.run.requests, self._look_for_desired, self
+        )
+        if self._work.launched is not None:
+            self.supervisor.watch(self._work.launched.shim, self._on_shim, self)
+            self._is_shim_watched = True
+            for number in found.live:
+                if HEALTH_CHECK_NUMBER <= number < GUEST_NUMBER:
+                    # Nobody knows when it began. What it says when it is killed says nothing.
+                    self._orphaned_checks.add(number)
+                    self._signal_number(number, signal.SIGKILL)
+        adoption = plan_adoption(self.state, found, time.time_ns())
+        for event in adoption.events:
+            self._feed(event)
+        for action in adoption.actions:
+            self._carry_out(action)
+        if not self.is_finished:
+            self._limit_run_time()
+            self._refresh_secrets_later()
+            self._look_for_desired()
+
     def _limit_run_time(self) -> None:
         limit_s = self.settings.beyond_fargate.max_run_time_s
         if limit_s is not None:
             reason = f"Task ran for {limit_s} s, this host's beyond_fargate.max_run_time_s"
             self._timers["max_run_time"] = self.supervisor.set_timer(
-                time.time_ns() + limit_s * 1_000_000_000,
+                self.state.created_at_ns + limit_s * 1_000_000_000,
                 lambda: self.request_stop("UserInitiated", reason),
                 self,
             )
@@ -390,6 +427,8 @@ class SupervisedTask:
                 | ProcessExited(number=number)
             ) if number >= GUEST_NUMBER:
                 pass  # somebody looks in; its own process follows it
+            case ProcessExited(number=number) if number in self._orphaned_checks:
+                self._orphaned_checks.discard(number)
             case ProcessExited(number=launch.PID_HOLDER):
                 logger.error("task %s: its pid namespace is gone", self.run.task_id)
             case ProcessStarted(number=number, pid=pid, setup_ns=setup_ns):
@@ -489,9 +528,9 @@ class SupervisedTask:
         container = self._work.definition_of(name)
         check = container.health_check
         assert check is not None
-        if held.spec is None or self._work.launched is None:
+        if self._work.launched is None:
             return
-        plan = compile_health_check(held.spec, check.command)
+        plan = self._plan_health_check(name, check.command)
         number = HEALTH_CHECK_NUMBER + held.number
         held.is_check_timed_out = False
 
@@ -508,6 +547,16 @@ class SupervisedTask:
         held.cancel_check_timeout = self.supervisor.set_timer(
             time.time_ns() + check.timeout_s * 1_000_000_000, time_out, self
         )
+
+    def _plan_health_check(self, name: str, command: tuple[str, ...]) -> Plan:
+        """By the container's specification, or, where another supervisor had that, by the plan that
+        leads into the running container."""
+        held = self._work.containers[name]
+        if held.spec is not None:
+            return compile_health_check(held.spec, command)
+        template = self.run.read_guest_plan(name)
+        assert template is not None, "it is written before a container starts"
+        return compile_guest_check(decode_plan(template), held.number, command)
 
     def _health_checked(self, name: str, exit_code: int, output: bytes, now: int) -> None:
         held = self._work.containers[name]

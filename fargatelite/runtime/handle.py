@@ -12,12 +12,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from fargatelite import names
-from fargatelite.errors import TaskBusy, TaskNotFound
+from fargatelite.errors import TaskNotFound
 from fargatelite.rundir import DesiredStop, RunDirectory
 from fargatelite.runtime import task as machine
 from fargatelite.runtime.logs import LogFollower, LogLine
 from fargatelite.runtime.record import TaskRecord, find_record, read_record
-from fargatelite.runtime.remote import StateWatch, wait_stopped
+from fargatelite.runtime.remote import (
+    LOOK_AGAIN_S,
+    StateWatch,
+    ensure_task_supervised,
+    wait_stopped,
+)
 from fargatelite.runtime.trace import Phase
 from fargatelite.settings import Settings, load_settings
 
@@ -303,7 +308,7 @@ class RecordedTask(TaskHandle):
         return self.record().state
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """See TaskHandle. Raises: FargateliteError when nobody supervises the task any more."""
+        """See TaskHandle. Raises: FargateliteError when nobody can supervise the task any more."""
         return essential_exit_code(wait_stopped(self._settings, self.id, timeout).state)
 
     def until(self, status: str, timeout: float | None = None) -> Self:
@@ -314,23 +319,21 @@ class RecordedTask(TaskHandle):
         try:
             record = self.record()
             while order.index(str(record.state.last_status)) < wanted:
-                if not self._run.is_supervised() and self._run.path.exists():
-                    raise TaskBusy(f"task {self.id[:12]} has lost its supervisor")
+                ensure_task_supervised(self._settings, self._run)
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     raise TimeoutError(f"task {self.id} is {record.state.last_status}")
                 # A supervisor that is killed changes no file: look again now and then.
-                record = watch.read(2.0 if left is None else min(left, 2.0))
+                record = watch.read(LOOK_AGAIN_S if left is None else min(left, LOOK_AGAIN_S))
         finally:
             watch.close()
         return self
 
     def stop(self, reason: str = "Task stopped by user", *, wait: bool = True) -> None:
-        """See TaskHandle. Raises: TaskBusy when nobody supervises the task any more."""
+        """See TaskHandle. Raises: TaskBusy when nobody can supervise the task any more."""
         if self.last_status == "STOPPED":
             return
-        if not self._run.is_supervised() and self._run.path.exists():
-            raise TaskBusy(f"task {self.id[:12]} has lost its supervisor; `fargatelite gc` ends it")
+        ensure_task_supervised(self._settings, self._run)
         try:
             self._run.request_stop(DesiredStop(stop_code="UserInitiated", reason=reason))
         except TaskNotFound:

@@ -432,7 +432,7 @@ def make_spec(
 def create_container(
     settings: Settings, run: RunDirectory, slot: Slot, container: ContainerDefinition
 ) -> Cgroup:
-    """A container's group and the directories of its file system.
+    """A container's group and the directories of its file system; may be repeated.
 
     Raises: CgroupFailed; OSError.
     """
@@ -442,7 +442,9 @@ def create_container(
     directory = settings.layers / run.task_id / container.name
     for name in ("lower", "upper", "work", "merged"):
         # overlayfs gives its root the mode and owner of the upper directory.
-        (directory / name).mkdir(mode=0o755 if name == "upper" else 0o700, parents=True)
+        (directory / name).mkdir(
+            mode=0o755 if name == "upper" else 0o700, parents=True, exist_ok=True
+        )
     os.chown(directory / "upper", slot.uid_base, slot.uid_base)
     return cgroup
 

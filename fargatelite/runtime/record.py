@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -45,6 +45,11 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     facts: TaskFacts
     slot: Slot | None = None
     publish: tuple[PortPublication, ...] = ()
+    pull: Literal["always", "missing", "never"] = "always"
+    address: str | None = None
+    trace: bool = False
+    credentials_id: str | None = None
+    """What containers were told; nobody but this host's root reads it here."""
     phases: tuple[Phase, ...] = ()
     leftovers: tuple[str, ...] = ()
     logs_dropped: tuple[LogsDroppedEvent, ...] = ()

@@ -10,12 +10,21 @@ import os
 import time
 
 from fargatelite import names
-from fargatelite.errors import FargateliteError
+from fargatelite.errors import TaskBusy
 from fargatelite.rundir import RunDirectory
 from fargatelite.runtime.record import TaskRecord, read_record
 from fargatelite.settings import Settings
 
-__all__ = ["StateWatch", "wait_stopped"]
+__all__ = [
+    "LOOK_AGAIN_S",
+    "StateWatch",
+    "ensure_task_supervised",
+    "is_one_lost",
+    "wait_stopped",
+]
+
+
+LOOK_AGAIN_S = 2.0
 
 
 class StateWatch:
@@ -49,11 +58,19 @@ class StateWatch:
         self._inotify.close()
 
 
-def wait_stopped(settings: Settings, task_id: str, timeout_s: float | None) -> TaskRecord:
-    """Waits until a task is STOPPED and returns its record.
+def is_one_lost(settings: Settings) -> bool:
+    """Whether a task of this run root has nobody who supervises it; some 20 us per task."""
+    return any(
+        not run.is_supervised() and run.path.exists()
+        for run in RunDirectory.list_all(settings.runs)
+    )
 
-    Raises: TimeoutError; TaskNotFound; FargateliteError when its supervisor is gone, so that
-        nobody would ever stop it.
+
+def wait_stopped(settings: Settings, task_id: str, timeout_s: float | None) -> TaskRecord:
+    """Waits until a task is STOPPED and returns its record. One that loses its supervisor meanwhile
+    is adopted.
+
+    Raises: TimeoutError; TaskNotFound; FargateliteError when nobody can adopt it.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     watch = StateWatch(settings, task_id)
@@ -61,16 +78,30 @@ def wait_stopped(settings: Settings, task_id: str, timeout_s: float | None) -> T
     try:
         record = read_record(settings, task_id)
         while record.state.last_status != "STOPPED" or run.path.exists():
-            # In this order: a task that ends meanwhile is gone before its lock is free.
-            if not run.is_supervised() and run.path.exists():
-                raise FargateliteError(
-                    f"task {task_id[:12]} has lost its supervisor; `fargatelite gc` ends it"
-                )
+            ensure_task_supervised(settings, run)
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError(f"task {task_id[:12]} is still {record.state.last_status}")
             # A supervisor that is killed changes no file: look again now and then.
-            record = watch.read(min(left, 2.0) if left is not None else 2.0)
+            record = watch.read(min(left, LOOK_AGAIN_S) if left is not None else LOOK_AGAIN_S)
         return record
     finally:
         watch.close()
+
+
+def ensure_task_supervised(settings: Settings, run: RunDirectory) -> None:
+    """Has a task adopted that nobody supervises.
+
+    Raises: TaskBusy when that is not possible; FargateliteError with the reason.
+    """
+    # In this order: a task that ends meanwhile is gone before its lock is free.
+    if run.is_supervised() or not run.path.exists():
+        return
+    from fargatelite.runtime.detached import ensure_supervised
+
+    ensure_supervised(settings)
+    if not run.is_supervised() and run.path.exists():
+        raise TaskBusy(
+            f"task {run.task_id[:12]} has lost its supervisor and nobody takes it over: see "
+            "supervisor.log in the run root; `fargatelite gc` ends it"
+        )

@@ -18,6 +18,7 @@ from fargatelite.runtime import task as machine
 from fargatelite.runtime.describe import TaskFacts
 from fargatelite.runtime.events import Event
 from fargatelite.runtime.execute import SupervisedTask
+from fargatelite.runtime.record import decode_record
 from fargatelite.runtime.supervise import get_supervisor
 from fargatelite.runtime.trace import Timeline
 from fargatelite.settings import Settings
@@ -27,7 +28,14 @@ from fargatelite.taskdef.load import load_definition, load_recorded, to_wire
 from fargatelite.taskdef.overrides import apply_overrides
 from fargatelite.taskdef.store import find_source
 
-__all__ = ["PullPolicy", "TaskRequest", "parse_publication", "prepare_request", "start_task"]
+__all__ = [
+    "PullPolicy",
+    "TaskRequest",
+    "adopt_task",
+    "parse_publication",
+    "prepare_request",
+    "start_task",
+]
 
 PullPolicy = Literal["always", "missing", "never"]
 
@@ -143,6 +151,50 @@ def prepare_request(
         address=address,
         trace=trace,
     )
+
+
+def adopt_task(
+    settings: Settings, run: RunDirectory, on_finished: Callable[[], None] | None = None
+) -> SupervisedTask | None:
+    """Goes on with a task whose supervisor is gone, on this process's supervisor.
+
+    None for one that was lost before anything of it was written down: its directory is removed.
+    Raises: TaskBusy when somebody supervises it; TaskNotFound when it is gone; StateCorrupt.
+    """
+    from fargatelite.runtime.usage import get_sampler
+
+    run.lock()
+    try:
+        data = run.read_state()
+        if data is None:
+            run.remove()
+            return None
+        recorded = decode_record(data, run.path)
+        definition = load_recorded(recorded.definition)
+    except BaseException:
+        run.unlock()
+        raise
+    supervised = SupervisedTask(
+        get_supervisor(settings),
+        run,
+        definition,
+        recorded.state,
+        TaskRequest(
+            task_id=recorded.task_id,
+            definition=recorded.definition,
+            facts=recorded.facts,
+            pull=recorded.pull,
+            publish=recorded.publish,
+            address=recorded.address,
+            trace=recorded.trace,
+        ),
+        sampler=get_sampler(),
+        timeline=Timeline(),
+        on_event=None,
+        on_finished=on_finished,
+    )
+    supervised.begin_adopted(recorded)
+    return supervised
 
 
 def start_task(

@@ -140,8 +140,9 @@ class TaskLogs:
         )
         return _with_environment(replace(spec, directories=directories), self._router_secrets())
 
-    def start(self, name: str, shim: Shim, number: int) -> None:
-        """Follows the log of a container that is about to start, if a driver wants it."""
+    def start(self, name: str, shim: Shim, number: int, *, from_end: bool = False) -> None:
+        """Follows the log of a container that is about to start, if a driver wants it; `from_end`:
+        of one that runs, from what it writes from now on."""
         from fargatelite.logdrivers.local import log_path
         from fargatelite.logdrivers.shipper import Shipment, get_shipper
 
@@ -156,6 +157,7 @@ class TaskLogs:
             tell_read=(lambda count: shim.tell_log_read(number, count))
             if driver.buffer.is_blocking
             else None,
+            from_end=from_end,
         )
         self._shipments[name] = shipment
         get_shipper().add(shipment)

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING
 
 from fargatelite import names
 from fargatelite.cgroups.detect import detect_driver
-from fargatelite.errors import AwsFailed, FargateliteError, LogDriverFailed
+from fargatelite.errors import AwsFailed, FargateliteError, LogDriverFailed, SandboxFailed
 from fargatelite.host import Host, read_boot_id
 from fargatelite.meter.ledger import LedgerHeader
 from fargatelite.network.slot import Slot
-from fargatelite.rundir import RunDirectory
+from fargatelite.rundir import EXITS_NAME, RunDirectory
 from fargatelite.runtime import launch, shipping
 from fargatelite.runtime import task as machine
+from fargatelite.runtime.adopt import Found
 from fargatelite.runtime.container_files import resolv_conf_of, write_container_files
+from fargatelite.runtime.dependencies import ContainerStep
 from fargatelite.runtime.describe import TaskFacts
 from fargatelite.runtime.events import LogsDroppedEvent
 from fargatelite.runtime.inputs import TaskInputs
@@ -34,6 +36,7 @@ from fargatelite.sandbox.compile import ContainerSpec, compile_container, compil
 from fargatelite.sandbox.mounts import VolumeMount
 from fargatelite.sandbox.plan import Plan, encode_plan
 from fargatelite.settings import Settings
+from fargatelite.shim import ProcessStatus, Ready, Shim, read_exit_records
 from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
 
 if TYPE_CHECKING:
@@ -42,11 +45,14 @@ if TYPE_CHECKING:
     from fargatelite.metadata.server import Handle
     from fargatelite.meter.sampler import Sampler
     from fargatelite.runtime.endpoint import Live
+    from fargatelite.runtime.record import TaskRecord
     from fargatelite.runtime.request import TaskRequest
 
 __all__ = ["HeldContainer", "TaskWork"]
 
 logger = logging.getLogger(__name__)
+
+SHIM_TIMEOUT_S = 10.0
 
 
 class HeldContainer:
@@ -104,6 +110,12 @@ class TaskWork:
         self._credentials_id: str | None = None
         self._volume_lock = threading.Lock()
         self._secret_files: SecretFiles | None = None
+        self._has_images = False
+
+    @property
+    def credentials_id(self) -> str | None:
+        """Part of the path at which containers find the task role's credentials."""
+        return self._credentials_id
 
     def definition_of(self, name: str) -> ContainerDefinition:
         """The container of that name."""
@@ -120,6 +132,9 @@ class TaskWork:
             self.settings, self.run, self.definition, self._request.publish, self.timeline,
             self._open_endpoint, self._request.address,
         )  # fmt: skip
+        self._meter(self.launched)
+
+    def _meter(self, launched: launch.Launched) -> None:
         self.sampler.add(
             self.run.task_id,
             self.settings.ledgers / f"{self.run.task_id}.ledger",
@@ -130,8 +145,82 @@ class TaskWork:
                 cpu_units=self.definition.cpu_units,
                 memory_mib=self.definition.memory_mib,
             ),
-            self.launched.cgroup,
+            launched.cgroup,
         )
+
+    def reattach(self, recorded: TaskRecord) -> Found:
+        """Connects to what a supervisor that is gone has left: shim, groups, ledger, endpoint,
+        images, logs. `launched` stays None when the shim is gone too.
+
+        Raises: FargateliteError; OSError.
+        """
+        exits = {record.number: record for record in read_exit_records(self.run.path / EXITS_NAME)}
+        self._credentials_id = recorded.credentials_id
+        self._has_images = True
+        self._find_images(recorded.state)
+        try:
+            shim = Shim.connect(self.run.path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return Found(exits=exits)
+        live = {}
+        shim.request_status()
+        while not isinstance(event := shim.receive(SHIM_TIMEOUT_S), Ready):
+            if event is None:
+                return Found(exits=exits)
+            if isinstance(event, ProcessStatus):
+                live[event.number] = (event.pid, event.started_at_ns)
+        if recorded.slot is None:
+            shim.close()
+            return Found(live=live, exits=exits)
+        cgroup = self.driver.create(
+            names.cgroup_path(self.run.task_id),
+            launch.task_limits(self.definition, has_burst=self.settings.beyond_fargate.cpu_burst),
+        )
+        self.launched = launched = launch.Launched(recorded.slot, cgroup, shim, event)
+        self._meter(launched)
+        self._open_endpoint(launched)
+        self._take_inputs(recorded.state)
+        for item in recorded.state.containers:
+            number = self.containers[item.name].number
+            if item.step == ContainerStep.RUNNING and number in live:
+                container = self.definition_of(item.name)
+                self.sampler.add_container(
+                    self.run.task_id, item.name,
+                    launch.create_container(self.settings, self.run, launched.slot, container),
+                )  # fmt: skip
+                if self.logs is not None:
+                    self.logs.start(item.name, shim, number, from_end=True)
+        return Found(live=live, exits=exits)
+
+    def _find_images(self, state: machine.TaskState) -> None:
+        """What the store still has of the images that containers run."""
+        from fargatelite.runtime.images import open_store
+
+        store = open_store(self.settings)
+        by_digest = {image.digest: image for image in store.list_images()}
+        for item in state.containers:
+            image = by_digest.get(names.Digest(item.image_digest or ""))
+            if image is not None:
+                held = self.containers[item.name]
+                held.image = image
+                held.image_path = store.ensure_mounted(
+                    image, Path(self.settings.run_root), self.run.task_id
+                )
+
+    def _take_inputs(self, state: machine.TaskState) -> None:
+        """Inputs for containers that are still to start, or may be started again; a pull that goes
+        on takes them itself."""
+        if state.pending is not None:
+            return
+        waiting = any(
+            item.step < ContainerStep.RUNNING or item.restart_rule is not None
+            for item in state.containers
+        )
+        if waiting or self.logs is not None:
+            self._inputs.begin()
+            self._inputs.wait()
+        if self.logs is not None:
+            self.logs.open(self._inputs.secret_options)
 
     def _open_endpoint(self, launched: launch.Launched) -> None:
         if not self.definition.has_own_network:
@@ -146,7 +235,7 @@ class TaskWork:
             source = TaskEndpoint(
                 self._live, self.definition, launched.slot, netns_fd, self.driver,
                 launch.hostname_of(launched.slot), resolv_conf_of(self.definition, None),
-                storage, faults, self._inputs.task_role,
+                storage, faults, self._inputs.task_role, self._credentials_id,
             )  # fmt: skip
             self._credentials_id = source.credentials_id
             return source
@@ -184,6 +273,7 @@ class TaskWork:
                             credentials=self._inputs.registry_credentials(container),
                         )
                 image = pulled[reference]
+                self._has_images = True
                 with self.timeline.phase(f"mount image of {name}"):
                     path = store.ensure_mounted(
                         image, Path(self.settings.run_root), self.run.task_id
@@ -217,47 +307,11 @@ class TaskWork:
 
     def start_container(self, name: str) -> None:
         """Prepares a container and has the shim start it; tells only of a failure."""
-        held = self.containers[name]
-        launched = self.launched
+        held, launched = self.containers[name], self.launched
         assert launched is not None
-        assert held.image is not None
-        assert held.image_path is not None
         try:
-            with self.timeline.phase(f"prepare {name}"):
-                container = self.definition_of(name)
-                cgroup = launch.create_container(self.settings, self.run, launched.slot, container)
-                write_container_files(self.run, self.definition, container, launched.slot)
-                inputs = self._inputs.of_container(container)
-                volumes = (
-                    *self._prepare_volumes(container, launched.slot),
-                    *self._write_secret_files(container, inputs.secrets, launched.slot),
-                )
-                held.spec = launch.make_spec(
-                    settings=self.settings,
-                    host=self._host,
-                    run=self.run,
-                    slot=launched.slot,
-                    cgroup=cgroup,
-                    definition=self.definition,
-                    container=container,
-                    number=held.number,
-                    image=held.image,
-                    image_path=held.image_path,
-                    inputs=inputs,
-                    credentials_id=self._credentials_id,
-                    trace=self._request.trace,
-                    volumes=volumes,
-                    pid_holder=launch.PID_HOLDER if self.definition.pid_mode == "task" else None,
-                    launch_type=self._live.facts.launch_type,
-                )
-                if self.logs is not None:
-                    held.spec = self.logs.wire(name, held.spec)
-                    self.logs.start(name, launched.shim, held.number)
-                held.plan = compile_container(held.spec)
-                data = encode_plan(held.plan)
-                self.run.write_guest_plan(name, encode_plan(compile_guest(held.spec)))
-                self.sampler.add_container(self.run.task_id, name, cgroup)
-            launched.shim.start_process(held.number, data)
+            self._prepare(name, is_new=True)
+            launched.shim.start_process(held.number, encode_plan(held.plan))
         except (FargateliteError, OSError, ValueError) as error:
             reason = reason_of(error, "CannotStartContainerError")
             self._tell(
@@ -265,6 +319,49 @@ class TaskWork:
                     at_ns=time.time_ns(), name=name, reason=reason, exit_code=None
                 )
             )
+
+    def _prepare(self, name: str, *, is_new: bool) -> None:
+        """Makes group, files, volumes and plan of a container. Not `is_new`: it has run before,
+        under another supervisor; its log is followed already."""
+        held, launched = self.containers[name], self.launched
+        assert launched is not None
+        if held.image is None or held.image_path is None:
+            raise SandboxFailed(f"the image of container {name} is no longer in the store")
+        with self.timeline.phase(f"prepare {name}"):
+            container = self.definition_of(name)
+            cgroup = launch.create_container(self.settings, self.run, launched.slot, container)
+            write_container_files(self.run, self.definition, container, launched.slot)
+            inputs = self._inputs.of_container(container)
+            volumes = (
+                *self._prepare_volumes(container, launched.slot),
+                *self._write_secret_files(container, inputs.secrets, launched.slot),
+            )
+            held.spec = launch.make_spec(
+                settings=self.settings,
+                host=self._host,
+                run=self.run,
+                slot=launched.slot,
+                cgroup=cgroup,
+                definition=self.definition,
+                container=container,
+                number=held.number,
+                image=held.image,
+                image_path=held.image_path,
+                inputs=inputs,
+                credentials_id=self._credentials_id,
+                trace=self._request.trace,
+                volumes=volumes,
+                pid_holder=launch.PID_HOLDER if self.definition.pid_mode == "task" else None,
+                launch_type=self._live.facts.launch_type,
+            )
+            if self.logs is not None:
+                held.spec = self.logs.wire(name, held.spec)
+                if is_new:
+                    self.logs.start(name, launched.shim, held.number)
+            held.plan = compile_container(held.spec)
+            self.run.write_guest_plan(name, encode_plan(compile_guest(held.spec)))
+            if is_new:
+                self.sampler.add_container(self.run.task_id, name, cgroup)
 
     def _write_secret_files(
         self, container: ContainerDefinition, secrets: Mapping[str, str], slot: Slot
@@ -312,6 +409,8 @@ class TaskWork:
         assert self.launched is not None
         try:
             self.driver.kill(names.cgroup_path(self.run.task_id, name))
+            if not held.plan:
+                self._prepare(name, is_new=False)
             launch.reset_overlay(self.settings, self.run, name)
             self.launched.shim.start_process(held.number, encode_plan(held.plan))
         except (FargateliteError, OSError, ValueError) as error:
@@ -341,7 +440,7 @@ class TaskWork:
                 self.logs.drain()
 
         def release() -> None:
-            if any(held.image is not None for held in self.containers.values()):
+            if self._has_images:
                 open_store(self.settings).release(Path(self.settings.run_root), self.run.task_id)
 
         self.leftovers = launch.remove_task(

@@ -33,6 +33,7 @@ __all__ = [
     "capabilities_of",
     "compile_container",
     "compile_guest",
+    "compile_guest_check",
     "compile_health_check",
     "compile_pause",
     "compile_sysctls",
@@ -318,20 +319,34 @@ def _terminal(spec: ContainerSpec, base: int) -> tuple[Op, ...]:
     return (op("terminal", base + spec.process.user.uid, base + TTY_GROUP, 0, 0),)
 
 
+def _check_arguments(command: tuple[str, ...]) -> tuple[str, ...]:
+    match command:
+        case ("CMD-SHELL", *words):
+            return ("/bin/sh", "-c", " ".join(words))
+        case ("CMD", *words):
+            return tuple(words)
+    return command
+
+
+def compile_guest_check(template: Plan, number: int, command: tuple[str, ...]) -> Plan:
+    """A health check made of `compile_guest`'s plan, by somebody who has no more than that: the
+    environment is taken in the shim. `number` is the container's process."""
+    place = next(index for index, item in enumerate(template) if item.name == "join_pid") + 1
+    return (
+        *template[:place],
+        op("capture", HEALTH_OUTPUT_BYTES),
+        *template[place:],
+        op("exec_in", number, _check_arguments(command), ()),
+    )
+
+
 def compile_health_check(spec: ContainerSpec, command: tuple[str, ...]) -> Plan:
     """The plan that runs a health check inside a running container: its namespaces, groups, user,
     environment and filter (contract 3.7).
 
     `command` is the definition's: `CMD` and arguments, `CMD-SHELL` and a string, or neither.
     """
-    argv: tuple[str, ...]
-    match command:
-        case ("CMD-SHELL", *words):
-            argv = ("/bin/sh", "-c", " ".join(words))
-        case ("CMD", *words):
-            argv = tuple(words)
-        case _:
-            argv = command
+    argv = _check_arguments(command)
     process = msgspec.structs.replace(spec.process, argv=argv)
     return (
         *_join(spec, (op("capture", HEALTH_OUTPUT_BYTES),)),

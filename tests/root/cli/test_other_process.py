@@ -236,15 +236,10 @@ def test_ambiguous_ids(fargatelite: CommandLine, busybox: str, settings: Setting
 
 
 @pytest.mark.vm
-def test_a_killed_supervisor_is_noticed_and_collected(
-    fargatelite: CommandLine, running: Running
-) -> None:
+def test_what_lost_its_supervisor_is_collected(fargatelite: CommandLine, running: Running) -> None:
+    """`gc` ends it at once; any other command would have it adopted."""
     os.kill(running.process.pid, signal.SIGKILL)
     running.end()
-    refused = fargatelite("stop", running.id)
-    assert refused.returncode == 125
-    assert "has lost its supervisor; `fargatelite gc` ends it" in refused.stderr
-    assert "has lost its supervisor" in fargatelite("wait", running.id).stderr
     collected = fargatelite("gc")
     assert (collected.returncode, collected.stdout) == (0, f"ended {running.id}\n")
     assert fargatelite("wait", running.id).returncode == 137
@@ -252,7 +247,18 @@ def test_a_killed_supervisor_is_noticed_and_collected(
     assert task["lastStatus"] == "STOPPED"
 
 
-def test_following_a_task_whose_supervisor_is_killed_ends(
+@pytest.mark.vm
+def test_the_next_command_has_it_adopted(fargatelite: CommandLine, running: Running) -> None:
+    os.kill(running.process.pid, signal.SIGKILL)
+    running.end()
+    (task,) = json.loads(fargatelite("describe", running.id).stdout)["tasks"]
+    assert task["lastStatus"] == "RUNNING"
+    assert fargatelite("stop", running.id, "--reason", "adopted").returncode == 0
+    (task,) = json.loads(fargatelite("describe", running.id).stdout)["tasks"]
+    assert (task["lastStatus"], task["stoppedReason"]) == ("STOPPED", "adopted")
+
+
+def test_a_follower_goes_on_when_the_supervisor_is_killed(
     fargatelite: CommandLine, running: Running
 ) -> None:
     follower = fargatelite.start("logs", running.id, "-f", "-c", "app")
@@ -260,12 +266,9 @@ def test_following_a_task_whose_supervisor_is_killed_ends(
     follower.stdout.readline()
     os.kill(running.process.pid, signal.SIGKILL)
     running.end()
-    try:
-        _, errors = follower.communicate(timeout=TIMEOUT_S)
-        assert follower.returncode == 125
-        assert "has lost its supervisor" in errors
-    finally:
-        fargatelite("gc")
+    assert fargatelite("stop", running.id).returncode == 0
+    _, errors = follower.communicate(timeout=TIMEOUT_S)
+    assert (follower.returncode, errors) == (0, "")
 
 
 # ---- images ----

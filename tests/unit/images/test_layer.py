@@ -320,9 +320,7 @@ def test_table_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     step=st.integers(1, 5000),
     packed=st.sampled_from(["plain", "gzip", "zstd", "zstd-chunked"]),
 )
-@hypothesis_settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_steps_do_not_matter(
     tmp_path: Path, names: list[str], data: bytes, step: int, packed: str
 ) -> None:

@@ -477,9 +477,7 @@ _PAX = st.builds(
     parts=st.lists(_MEMBER | _PAX | st.binary(max_size=1200), max_size=6),
     cut=st.integers(0, 2000),
 )
-@hypothesis_settings(
-    max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_stream_gives_records_or_invalid(tmp_path: Path, parts: list[bytes], cut: int) -> None:
     data = b"".join(parts)
     data = data[: len(data) - cut] if cut < len(data) and cut % 3 == 0 else data + END
