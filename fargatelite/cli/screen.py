@@ -68,6 +68,7 @@ class Screen:
         self._talk = sys.stderr
         self._is_live = is_terminal(self._talk)
         self._width = max(len(name) for name in ("task", *task.containers))
+        self._log_width = max(map(len, task.containers))
         self._colours = dict(zip(task.containers, _COLOURS * 2, strict=False))
         self._partial: dict[tuple[str, str], bytes] = {}
         self._layers: dict[str, Any] = {}
@@ -189,11 +190,11 @@ class Screen:
         if self._console is not None and is_terminal(self._logs):
             from rich.text import Text
 
-            label = (f"{container:<{self._width}} | ", self._colours.get(container, ""))
+            label = (f"{container:<{self._log_width}} | ", self._colours.get(container, ""))
             written = Text.from_ansi(_without_controls(shown))
             self._console.print(Text.assemble(label, written), soft_wrap=True)
         else:
-            self._logs.write(f"{container:<{self._width}} | {shown}\n")
+            self._logs.write(f"{container:<{self._log_width}} | {shown}\n")
             self._logs.flush()
 
     # ---- stats ----
