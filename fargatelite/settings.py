@@ -16,6 +16,9 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     log_max_bytes = 10485760             # of one file of a container's log, at least 131072
     log_max_files = 3                    # kept of each container's log, at least 2
     storage_backend = "auto"             # or loop; unlimited: ephemeralStorage is no limit
+    meter_slow_every_s = 20              # pace of memory.stat, block I/O, network; 0: never
+    meter_sync_every_s = 30              # what of a ledger a power cut may take; 0: the kernel's
+    meter_raw_days = 7                   # samples are kept, then their sums by minute and hour
     allow_privileged = false             # whether EC2's `privileged` containers may run
     assume_roles = false                 # true: secrets, files and logins with executionRoleArn
 
@@ -128,6 +131,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     that keeps up finds the rest of the file that it was reading."""
     log_max_files: Annotated[int, msgspec.Meta(ge=2, le=1000)] = 3
     storage_backend: Literal["auto", "loop", "unlimited"] = "auto"
+    meter_slow_every_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 20
+    meter_sync_every_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 30
+    meter_raw_days: Annotated[int, msgspec.Meta(ge=0)] = 7
+    price_book: str | None = None
+    """A price book of the user's own; see billing/prices.py."""
     allow_privileged: bool = False
     beyond_fargate: BeyondFargate = BeyondFargate()
     efs: tuple[EfsFileSystem, ...] = ()
@@ -196,6 +204,7 @@ _VARIABLES = {
     "image_backend": "FARGATELITE_IMAGE_BACKEND",
     "log_drivers": "FARGATELITE_LOG_DRIVERS",
     "storage_backend": "FARGATELITE_STORAGE_BACKEND",
+    "price_book": "FARGATELITE_PRICE_BOOK",
 }
 _PREFIX = re.compile(r"[A-Z][A-Z0-9_]{2,}_", re.ASCII)
 _FORMS = {
@@ -234,6 +243,7 @@ def _check_local(settings: Settings) -> None:
     for name, path in (
         ("secrets.local_directory", secrets.local_directory),
         ("credentials.static_file", credentials.static_file),
+        ("price_book", settings.price_book),
     ):
         if path is not None and not path.startswith("/"):
             raise ConfigurationInvalid(f"configuration: {name} {path!r} is not an absolute path")

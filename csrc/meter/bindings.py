@@ -13,20 +13,43 @@ ffibuilder.cdef(
         int cpu_fd;
         int memory_fd;
         int peak_fd;
+        int throttled_fd;
+        int pids_fd;
+        int stat_fd;
+        int user_fd;
+        int io_fd;
+        int pressure_fds[3];
+        uint8_t generation;
         uint64_t group_id;
     };
-    struct ledger_record {
+    struct ledger_prefix {
         uint32_t seq;
-        uint16_t container;
-        uint16_t flags;
+        uint8_t kind;
+        uint8_t container;
+        uint8_t flags;
+        uint8_t generation;
         uint64_t wall_ns;
         uint64_t monotonic_ns;
+    };
+    struct ledger_sample {
+        struct ledger_prefix prefix;
         uint64_t cpu_usage_ns;
-        uint64_t memory_bytes;
-        uint64_t memory_peak_bytes;
-        uint64_t group_id;
-        uint32_t late_us;
+        uint64_t throttled_ns;
+        uint32_t memory_kib;
+        uint32_t memory_peak_kib;
+        uint32_t periods;
+        uint32_t throttled_periods;
+        uint16_t pids;
+        uint16_t late_100us;
         uint32_t crc32;
+    };
+    struct ledger_network {
+        struct ledger_prefix prefix;
+        uint64_t received_bytes;
+        uint64_t sent_bytes;
+        uint64_t received_packets;
+        uint64_t sent_packets;
+        ...;
     };
     struct meter_counters {
         uint64_t ticks;
@@ -34,26 +57,37 @@ ffibuilder.cdef(
         uint64_t dropped_records;
         uint64_t worst_late_us;
         uint64_t last_sweep_ns;
+        uint64_t thread_cpu_ns;
+        uint64_t synced;
+        uint64_t sync_failures;
     };
     struct meter;
-    struct meter *meter_create(void);
+    struct meter *meter_create(uint32_t slow_every_s, uint32_t sync_every_s);
     int meter_start(struct meter *meter);
     int meter_stop(struct meter *meter);
     void meter_destroy(struct meter *meter);
     int meter_add_task(struct meter *meter, const char *task_id, int segment_fd, uint32_t next_seq);
-    int meter_add_group(struct meter *meter, const char *task_id, uint16_t container,
+    int meter_add_group(struct meter *meter, const char *task_id, uint8_t container,
                         const struct cgroup_files *files);
+    int meter_add_network(struct meter *meter, const char *task_id, int fd);
     int meter_sample_task(struct meter *meter, const char *task_id);
-    int meter_end_group(struct meter *meter, const char *task_id, uint16_t container);
+    int meter_end_group(struct meter *meter, const char *task_id, uint8_t container);
     int meter_remove_task(struct meter *meter, const char *task_id);
-    int meter_latest(struct meter *meter, const char *task_id, struct ledger_record *records,
+    int meter_latest(struct meter *meter, const char *task_id, struct ledger_sample *samples,
                      int capacity);
     void meter_read_counters(struct meter *meter, struct meter_counters *counters);
+    void meter_shift_clocks(struct meter *meter, int64_t wall_ns, int64_t monotonic_ns,
+                            int64_t boottime_ns);
+    void meter_tick(struct meter *meter);
     int64_t meter_run_sweeps(struct meter *meter, int count);
     int64_t meter_run_reads(struct meter *meter, int count);
 
     int parse_number(const char *text, size_t length, uint64_t *value);
     int parse_keyed(const char *text, size_t length, const char *key, uint64_t *value);
+    int parse_network(const char *text, size_t length, struct ledger_network *record);
+    int parse_io_v1(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes);
+    int parse_io_v2(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes);
+    int parse_pressure(const char *text, size_t length, uint64_t *some_us, uint64_t *full_us);
     uint32_t ledger_crc32(const void *data, size_t length);
 
     #define LEDGER_VERSION ...

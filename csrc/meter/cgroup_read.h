@@ -5,22 +5,63 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "ledger.h"
+
+/* Descriptors of a group's files; -1 where the kernel has no such file. On v2 cpu_fd tells CPU time
+ * and throttling, so throttled_fd and user_fd are -1. */
 struct cgroup_files {
-    int version; /* 1 or 2: how cpu_fd is to be read */
+    int version; /* 1 or 2: how the files are to be read */
     int cpu_fd;
     int memory_fd;
-    int peak_fd;       /* -1 where the kernel has no such file */
-    uint64_t group_id; /* see ledger_record */
+    int peak_fd;
+    int throttled_fd;
+    int pids_fd;
+    int stat_fd;
+    int user_fd;
+    int io_fd;
+    int pressure_fds[3]; /* cpu, memory, io */
+    uint8_t generation;  /* see ledger_prefix */
+    uint64_t group_id;   /* see LEDGER_MARK_GROUP */
 };
 
-struct ledger_record;
+/* A line's key and where its number goes. */
+struct wanted_key {
+    const char *key;
+    uint64_t *value;
+};
 
+/* From the begin of a file; what was read (a full buffer may be a part), or -errno. */
+int64_t read_start(int fd, char *buffer, size_t size);
 /* The first line of `text` as a decimal number, ended by a newline or the end of `text`. */
 int parse_number(const char *text, size_t length, uint64_t *value);
 /* The number after `key` and one blank at the begin of a line of `text`. */
 int parse_keyed(const char *text, size_t length, const char *key, uint64_t *value);
-/* Fills the counters of `record`; sets a GAP flag for each that cannot be read or parsed. */
-void read_cgroup(const struct cgroup_files *files, struct ledger_record *record);
+/* Likewise for several keys that stand in this order, other lines between them; in one pass.
+ * How many were found before the first that is not there or does not parse. */
+int parse_table(const char *text, size_t length, const struct wanted_key *wanted, int count);
+/* Sums /proc/net/dev without lo. 0 or -EINVAL. */
+int parse_network(const char *text, size_t length, struct ledger_network *record);
+/* v1's io_service_bytes (`8:0 Read 4096`) and v2's io.stat (`8:0 rbytes=4096 wbytes=...`). */
+int parse_io_v1(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes);
+int parse_io_v2(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes);
+/* `some avg10=0.00 ... total=N`, and for memory and io a second line `full`. */
+int parse_pressure(const char *text, size_t length, uint64_t *some_us, uint64_t *full_us);
+
+/* Fill the record's values and set a GAP flag for each that cannot be read or parsed. */
+void read_sample(const struct cgroup_files *files, struct ledger_sample *sample);
+void read_slow(const struct cgroup_files *files, struct ledger_slow *slow);
+void read_pressure(const struct cgroup_files *files, struct ledger_pressure *pressure);
+int read_network(int fd, struct ledger_network *record);
 void close_cgroup(struct cgroup_files *files);
+
+/* What differs between the hierarchies: cgroup_v1.c, cgroup_v2.c. 0 or -errno; the first fills
+ * cpu_usage_ns, the second throttling (v2 in one read: `text` is what the first read). */
+#define CPU_STAT_BYTES 512
+int read_cpu_v1(const struct cgroup_files *files, struct ledger_sample *sample);
+int read_throttled_v1(const struct cgroup_files *files, struct ledger_sample *sample);
+void read_cpu_v2(const struct cgroup_files *files, struct ledger_sample *sample);
+int read_user_v1(const struct cgroup_files *files, uint64_t *user_ns);
+int read_user_v2(const struct cgroup_files *files, uint64_t *user_ns);
+int read_number_file(int fd, uint64_t *value);
 
 #endif

@@ -23,8 +23,9 @@ int segment_open(struct segment *segment, int fd, uint32_t next_seq);
 /* Makes sure that the next SEGMENT_RESERVE records have room. Allocates blocks, so that no store
  * to the mapping can meet a full disk (SIGBUS). May move the mapping. 0 or -errno. */
 int segment_reserve(struct segment *segment);
-/* Stores `record` with its seq and CRC; -ENOSPC when there is no room. No system call. */
-int segment_append(struct segment *segment, struct ledger_record *record);
+/* Stores a record of any kind with its seq and CRC; -ENOSPC when there is no room. No system call.
+ */
+int segment_append(struct segment *segment, void *record);
 /* Unmaps, cuts the file behind the last record if `trim`, closes it (which ends the lock). */
 void segment_close(struct segment *segment, int trim);
 

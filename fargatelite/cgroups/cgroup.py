@@ -62,6 +62,17 @@ class Cgroup(Struct, frozen=True, kw_only=True):
     memory_usage_file: str
     memory_peak_file: str | None
     """v1 memory.max_usage_in_bytes, v2 memory.peak (Linux 5.19), None where there is none."""
+    throttled_file: str | None = None
+    """v1 cpu.stat; None on v2, where `cpu_usage_file` has it."""
+    pids_file: str | None = None
+    memory_stat_file: str | None = None
+    cpu_user_file: str | None = None
+    """v1 cpuacct.usage_user (Linux 4.5); None on v2, where `cpu_usage_file` has it."""
+    io_file: str | None = None
+    """v2 io.stat. None on v1: our groups have no blkio hierarchy, whose figures leave out what is
+    written back later, which is nearly all."""
+    pressure_files: tuple[str, str, str] | None = None
+    """v2 cpu.pressure, memory.pressure, io.pressure; None without PSI (psi=0)."""
 
 
 class Driver(Protocol):

@@ -148,6 +148,10 @@ class V1Driver:
             cpu_usage_file=f"{self._directory('cpuacct', path)}/cpuacct.usage",
             memory_usage_file=f"{memory}/memory.usage_in_bytes",
             memory_peak_file=f"{memory}/memory.max_usage_in_bytes",
+            throttled_file=f"{self._directory('cpu', path)}/cpu.stat",
+            pids_file=f"{self._directory('pids', path)}/pids.current",
+            memory_stat_file=f"{memory}/memory.stat",
+            cpu_user_file=f"{self._directory('cpuacct', path)}/cpuacct.usage_user",
         )
 
     def _create_group(self, root: str, path: str) -> None:

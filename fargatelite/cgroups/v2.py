@@ -160,7 +160,8 @@ class V2Driver:
 
     def _describe(self, path: str) -> Cgroup:
         group = f"{self._root}/{tree.check_path(path)}"
-        peak = f"{group}/memory.peak"
+        peak, io = f"{group}/memory.peak", f"{group}/io.stat"
+        pressure = (f"{group}/cpu.pressure", f"{group}/memory.pressure", f"{group}/io.pressure")
         return Cgroup(
             path=path,
             version=2,
@@ -169,6 +170,10 @@ class V2Driver:
             cpu_usage_file=f"{group}/cpu.stat",
             memory_usage_file=f"{group}/memory.current",
             memory_peak_file=peak if Path(peak).exists() else None,
+            pids_file=f"{group}/pids.current",
+            memory_stat_file=f"{group}/memory.stat",
+            io_file=io if Path(io).exists() else None,
+            pressure_files=pressure if Path(pressure[0]).exists() else None,
         )
 
     def _enable(self, directory: str) -> None:

@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 from typing import Any, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from fargatelite.errors import (
     CgroupFailed,
@@ -34,11 +34,15 @@ from fargatelite.names import parse_task_id
 
 __all__ = ["LatestSample", "MeterCounters", "SampledGroup", "Sampler"]
 
-_TASK_INDEX = 0xFFFF
+_TASK_INDEX = 0xFF
+SLOW_EVERY_S = 20
+"""memory.stat every second can cost a large fleet 5 % of its CPU."""
+SYNC_EVERY_S = 30
+"""What a power cut may take, and the time of a round of fdatasync(2)."""
 
 
 class SampledGroup(Protocol):
-    """The files of a group that are read each second; see `cgroups.cgroup.Cgroup`."""
+    """The files of a group that are read; see `cgroups.cgroup.Cgroup`."""
 
     @property
     def version(self) -> int:
@@ -56,6 +60,30 @@ class SampledGroup(Protocol):
     def memory_peak_file(self) -> str | None:
         """A file with one number, None where the kernel has none."""
 
+    @property
+    def throttled_file(self) -> str | None:
+        """v1 cpu.stat; None on v2, whose `cpu_usage_file` has it."""
+
+    @property
+    def pids_file(self) -> str | None:
+        """A file with one number."""
+
+    @property
+    def memory_stat_file(self) -> str | None:
+        """memory.stat."""
+
+    @property
+    def cpu_user_file(self) -> str | None:
+        """v1 cpuacct.usage_user; None on v2, whose `cpu_usage_file` has it."""
+
+    @property
+    def io_file(self) -> str | None:
+        """v1 blkio.throttle.io_service_bytes, v2 io.stat."""
+
+    @property
+    def pressure_files(self) -> tuple[str, str, str] | None:
+        """v2's cpu.pressure, memory.pressure and io.pressure."""
+
 
 class MeterCounters(Struct, frozen=True, kw_only=True):
     """How the thread itself does."""
@@ -67,6 +95,11 @@ class MeterCounters(Struct, frozen=True, kw_only=True):
     """Not stored since the ledger's file system is full."""
     worst_late_us: int
     last_sweep_ns: int
+    thread_cpu_ns: int
+    """CPU time of the sweeping thread since its start, 0 when it does not run."""
+    synced: int
+    """Segments written back to their disk."""
+    sync_failures: int
 
 
 class LatestSample(Struct, frozen=True, kw_only=True):
@@ -79,22 +112,33 @@ class LatestSample(Struct, frozen=True, kw_only=True):
 
 
 class _Task:
-    """What Python keeps of a task: a descriptor for names, and which index has which name."""
+    """What Python keeps of a task: a descriptor for names, which index has which name, and each
+    index' newest group as its generation and inode."""
 
-    def __init__(self, path: Path, descriptor: int, names: list[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        descriptor: int,
+        names: list[str],
+        groups: dict[int, tuple[int, int]],
+    ) -> None:
         self.path = path
         self.descriptor = descriptor
         self.names = names
+        self.groups = groups
 
 
 class Sampler:
     """The meter of this process; one is enough. Every method may be called from any thread.
 
     Use as a context manager, or `start()` and `stop()`. Tasks may be added before the start; then
-    only what is asked for is sampled.
+    only what is asked for is sampled. Slow kinds come every `slow_every_s` (0: never), segments are
+    written back every `sync_every_s` (0: when the kernel does).
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, slow_every_s: int = SLOW_EVERY_S, sync_every_s: int = SYNC_EVERY_S
+    ) -> None:
         try:
             extension = importlib.import_module("fargatelite.meter._meter")
         except ImportError as error:
@@ -105,7 +149,8 @@ class Sampler:
         self._lib: Any = extension.lib
         self._lock = threading.Lock()
         self._tasks: dict[str, _Task] = {}
-        pointer = self._lib.meter_create()
+        self._slow_every_s = slow_every_s
+        pointer = self._lib.meter_create(slow_every_s, sync_every_s)
         if pointer == self._ffi.NULL:
             raise MemoryError("no memory for the meter")
         self._meter: Any = self._ffi.gc(pointer, self._lib.meter_destroy)
@@ -147,11 +192,16 @@ class Sampler:
         """
         parse_task_id(task_id)  # C compares 32 bytes
         path = Path(ledger_path)
-        descriptor, opened, next_seq = _open_segment(path, header)
+        header = structs.replace(
+            header,
+            slow_every_s=self._slow_every_s,
+            cgroup_version=group.version if group is not None else 0,
+        )
+        descriptor, opened, next_seq, groups = _open_segment(path, header)
         try:
             self._hand_over(task_id, path, descriptor, next_seq)
             with self._lock:
-                self._tasks[task_id] = _Task(path, descriptor, list(opened.containers))
+                self._tasks[task_id] = _Task(path, descriptor, list(opened.containers), groups)
         except BaseException:
             os.close(descriptor)
             raise
@@ -182,6 +232,22 @@ class Sampler:
                 task.names.append(name)
             index = task.names.index(name)
         self._add_group(task_id, index, group)
+
+    def add_network(self, task_id: str, descriptor: int) -> None:
+        """Takes /proc/net/dev of the task's network namespace, opened; read at the slow pace.
+
+        It keeps the namespace until `remove`. Raises: KeyError; TaskBusy for a second one.
+        """
+        try:
+            with self._lock:
+                self._task(task_id)
+            result = self._lib.meter_add_network(self._meter, task_id.encode(), descriptor)
+            if result == -errno.EEXIST:
+                raise TaskBusy(f"the network of task {task_id} is being sampled already")
+            self._check(result, "sample the network of", task_id)
+        except BaseException:
+            os.close(descriptor)
+            raise
 
     def sample_now(self, task_id: str) -> None:
         """One extra sample of all groups of the task.
@@ -224,24 +290,25 @@ class Sampler:
         with self._lock:
             names = list(self._task(task_id).names)
         capacity = ledger.MAX_CONTAINERS + 1
-        records = self._ffi.new("struct ledger_record[]", capacity)
-        count = self._lib.meter_latest(self._meter, task_id.encode(), records, capacity)
+        samples = self._ffi.new("struct ledger_sample[]", capacity)
+        count = self._lib.meter_latest(self._meter, task_id.encode(), samples, capacity)
         self._check(min(count, 0), "read the samples of", task_id)
         found: dict[str | None, LatestSample] = {}
-        for record in records[0:count]:
-            flags = ledger.SampleFlag(record.flags)
-            name = None if record.container == _TASK_INDEX else names[record.container]
+        for sample in samples[0:count]:
+            prefix = sample.prefix
+            flags = ledger.SampleFlag(prefix.flags)
+            name = None if prefix.container == _TASK_INDEX else names[prefix.container]
             found[name] = LatestSample(
-                wall_ns=record.wall_ns,
+                wall_ns=prefix.wall_ns,
                 cpu_usage_ns=None
                 if flags & ledger.SampleFlag.GAP_CPU
-                else int(record.cpu_usage_ns),
+                else int(sample.cpu_usage_ns),
                 memory_bytes=None
                 if flags & ledger.SampleFlag.GAP_MEMORY
-                else int(record.memory_bytes),
+                else sample.memory_kib * ledger.KIB,
                 memory_peak_bytes=None
                 if flags & ledger.SampleFlag.GAP_PEAK
-                else int(record.memory_peak_bytes),
+                else sample.memory_peak_kib * ledger.KIB,
             )
         return found
 
@@ -255,7 +322,20 @@ class Sampler:
             dropped_records=raw.dropped_records,
             worst_late_us=raw.worst_late_us,
             last_sweep_ns=raw.last_sweep_ns,
+            thread_cpu_ns=raw.thread_cpu_ns,
+            synced=raw.synced,
+            sync_failures=raw.sync_failures,
         )
+
+    def shift_clocks(
+        self, *, wall_ns: int = 0, monotonic_ns: int = 0, boottime_ns: int = 0
+    ) -> None:
+        """For tests: what the clocks say to this meter is shifted by this much from now on."""
+        self._lib.meter_shift_clocks(self._meter, wall_ns, monotonic_ns, boottime_ns)
+
+    def tick(self) -> None:
+        """For tests: a tick as the thread does it, for the second that has just begun."""
+        self._lib.meter_tick(self._meter)
 
     def run_sweeps(self, count: int) -> float:
         """For benchmarks: `count` sweeps over all tasks back to back; ns per sweep."""
@@ -288,15 +368,34 @@ class Sampler:
         files = self._ffi.new("struct cgroup_files *")
         opened: list[int] = []
         try:
-            for file in (group.cpu_usage_file, group.memory_usage_file, group.memory_peak_file):
+            for member, file in (
+                ("cpu_fd", group.cpu_usage_file),
+                ("memory_fd", group.memory_usage_file),
+                ("peak_fd", group.memory_peak_file),
+                ("throttled_fd", group.throttled_file),
+                ("pids_fd", group.pids_file),
+                ("stat_fd", group.memory_stat_file),
+                ("user_fd", group.cpu_user_file),
+                ("io_fd", group.io_file),
+            ):
                 opened.append(-1 if file is None else _open_counter(file))
+                setattr(files, member, opened[-1])
+            for number, file in enumerate(group.pressure_files or (None, None, None)):
+                opened.append(-1 if file is None else _open_counter(file))
+                files.pressure_fds[number] = opened[-1]
             files.version = group.version
-            files.cpu_fd, files.memory_fd, files.peak_fd = opened
             files.group_id = os.fstat(opened[0]).st_ino
+            with self._lock:
+                groups = self._task(task_id).groups
+                generation, group_id = groups.get(index, (0, None))
+                if group_id is not None and group_id != files.group_id:
+                    generation = (generation + 1) % 256
+                files.generation = generation
             result = self._lib.meter_add_group(self._meter, task_id.encode(), index, files)
             if result == -errno.EEXIST:
                 raise TaskBusy(f"that container of task {task_id} is being sampled already")
             self._check(result, "sample", task_id)
+            groups[index] = (generation, files.group_id)
         except BaseException:
             for descriptor in opened:
                 if descriptor >= 0:
@@ -318,26 +417,69 @@ def _open_counter(file: str) -> int:
         raise CgroupFailed(f"cannot meter {file}: {name}", errno=error.errno, path=file) from error
 
 
-def _open_segment(path: Path, header: ledger.LedgerHeader) -> tuple[int, ledger.LedgerHeader, int]:
-    """The locked ledger, its header as it is in the file, and the next record's seq."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(path, flags, 0o600)
+def _open_segment(
+    path: Path, header: ledger.LedgerHeader
+) -> tuple[int, ledger.LedgerHeader, int, dict[int, tuple[int, int]]]:
+    """The locked segment, its header as it is in the file, the next record's seq, and the newest
+    group of each container index. A segment is of one boot and one version: the last one is gone on
+    with, or a new one begun."""
+    last, descriptor = path, _lock(path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TaskBusy(f"another process writes ledger {path}", path=path) from error
+        for segment in list(ledger.list_segments(path))[1:]:
+            # The lock of the first is kept until the last is locked: whoever comes next waits.
+            following = _lock(segment)
+            os.close(descriptor)
+            last, descriptor = segment, following
+        found, seen = header, None
+        if os.fstat(descriptor).st_size:
+            seen = ledger.read_task_ledger(path)
+            found = seen.header
+            if found.task_id != header.task_id:
+                raise StateCorrupt(
+                    f"ledger {path} is of task {found.task_id}, not {header.task_id}", path=path
+                )
+        is_old = seen is not None and (
+            seen.version != ledger.FORMAT_VERSION or found.boot_id != header.boot_id
+        )
+        if is_old:
+            number = len(list(ledger.list_segments(path)))
+            following = _lock(ledger.segment_path(path, number))
+            os.close(descriptor)
+            last, descriptor = ledger.segment_path(path, number), following
+            found = structs.replace(header, containers=found.containers)
         if os.fstat(descriptor).st_size == 0:
-            os.pwrite(descriptor, ledger.encode_header(header), 0)
-        found = ledger.read_ledger(path)
-        if found.header.task_id != header.task_id:
-            raise StateCorrupt(
-                f"ledger {path} is of task {found.header.task_id}, not {header.task_id}", path=path
-            )
-        return descriptor, found.header, found.next_seq
+            os.pwrite(descriptor, ledger.encode_header(found), 0)
+        next_seq = 0 if is_old or seen is None else ledger.read_ledger(last).next_seq
+        return descriptor, found, next_seq, _newest_groups(seen)
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _lock(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise TaskBusy(f"another process writes ledger {path}", path=path) from error
+    return descriptor
+
+
+def _newest_groups(seen: ledger.Ledger | None) -> dict[int, tuple[int, int]]:
+    groups: dict[int, tuple[int, int]] = {}
+    if seen is None:
+        return groups
+    for mark in seen.marks:
+        if mark.kind == ledger.MarkType.GROUP:
+            index = _TASK_INDEX if mark.container is None else mark.container
+            groups[index] = (mark.generation, mark.value)
+    for sample in seen.samples:  # where a mark is damaged the generation is still taken
+        index = _TASK_INDEX if sample.container is None else sample.container
+        if groups.get(index, (None,))[0] != sample.generation:
+            groups[index] = (sample.generation, -1)
+    return groups
 
 
 def _name(result: int) -> str:

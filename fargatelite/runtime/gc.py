@@ -19,6 +19,8 @@ import msgspec
 from fargatelite import names
 from fargatelite.cgroups.detect import detect_driver
 from fargatelite.errors import FargateliteError, StateCorrupt, TaskBusy, TaskNotFound
+from fargatelite.meter.ledger import list_segments
+from fargatelite.meter.rollup import drop_raw, remove_ledger, roll_up, rollup_path
 from fargatelite.names import TaskId
 from fargatelite.rundir import RunDirectory
 from fargatelite.runtime import launch, record
@@ -41,6 +43,8 @@ class Collected(msgspec.Struct, kw_only=True, rename="camel"):
     orphans: list[str] = []
     records: list[str] = []
     images: list[str] = []
+    freed_bytes: int = 0
+    """Of ledgers' raw data that has been rolled up."""
     failures: list[str] = []
 
 
@@ -123,6 +127,7 @@ def collect(
         report.failures += [f"task {task_id[:12]}: {failure}" for failure in failures]
     if older_than_s is not None:
         _collect_records(settings, time.time_ns() - int(older_than_s * 1e9), report)
+    _collect_ledgers(settings, report)
     if images:
         try:
             report.images += [str(item) for item in open_store(settings).gc()]
@@ -156,6 +161,21 @@ def _collect_records(settings: Settings, before_ns: int, report: Collected) -> N
         if state.stopped_at_ns >= before_ns:
             continue
         shutil.rmtree(settings.records / found.task_id)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(settings.ledgers / f"{found.task_id}.ledger")
+        remove_ledger(settings.ledgers / f"{found.task_id}.ledger")
         report.records.append(found.task_id)
+
+
+def _collect_ledgers(settings: Settings, report: Collected) -> None:
+    """Rolls up ledgers that nobody writes any more, and drops raw data that has been kept long
+    enough."""
+    before_s = time.time() - settings.meter_raw_days * 86400
+    for path in sorted(settings.ledgers.glob("*.ledger")):
+        if "." in path.stem:
+            continue  # a later segment: the first one stands for all
+        try:
+            if not rollup_path(path).exists():
+                roll_up(path)
+            if max(item.stat().st_mtime for item in list_segments(path)) < before_s:
+                report.freed_bytes += drop_raw(path)
+        except (FargateliteError, OSError) as error:
+            report.failures.append(f"ledger {path.stem[:12]}: {error}")

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fargatelite import names
 from fargatelite.cgroups.detect import detect_driver
 from fargatelite.errors import CgroupFailed
-from fargatelite.meter.ledger import read_ledger, summarise
 from fargatelite.runtime.record import TaskRecord
 from fargatelite.settings import Settings
 from fargatelite.taskdef.load import load_recorded
 
 if TYPE_CHECKING:
-    from fargatelite.billing.bill import Bill
+    from fargatelite.billing.bill import Bill, BillableLife
+    from fargatelite.billing.prices import PriceBook
     from fargatelite.meter.sampler import Sampler
+    from fargatelite.meter.usage import TaskUsage
 
-__all__ = ["compute_task_bill", "get_sampler", "read_stats"]
+__all__ = [
+    "billable_life",
+    "compute_task_bill",
+    "get_sampler",
+    "ledger_of",
+    "meter_network",
+    "read_stats",
+    "roll_up_ledger",
+]
+
+ROLLED_AT_THE_END_BYTES = 16 * 2**20
+"""0.5 s of work; a longer ledger is rolled up by `gc`."""
 
 _lock = threading.Lock()
 _sampler: Sampler | None = None
 
 
-def get_sampler() -> Sampler:
-    """The sampler of this process, started on first use.
+def get_sampler(settings: Settings) -> Sampler:
+    """The sampler of this process, started on first use; whose settings come first count.
 
     Raises: HostUnsupported when the extension is not built.
     """
@@ -34,7 +48,9 @@ def get_sampler() -> Sampler:
 
     with _lock:
         if _sampler is None:
-            sampler = Sampler()
+            sampler = Sampler(
+                slow_every_s=settings.meter_slow_every_s, sync_every_s=settings.meter_sync_every_s
+            )
             sampler.start()
             _sampler = sampler
         return _sampler
@@ -58,34 +74,79 @@ def read_stats(record: TaskRecord) -> dict[str, dict[str, int]]:
     return found
 
 
-def compute_task_bill(settings: Settings, record: TaskRecord) -> Bill:
+def meter_network(sampler: Sampler, task_id: names.TaskId, netns_fd: int) -> None:
+    """Samples the traffic of a task's network namespace.
+
+    An open /proc/net/dev stays that of the namespace in which it was opened.
+    Raises: NetworkFailed; OSError.
+    """
+    from fargatelite.network.namespaces import run_in_namespace
+
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    descriptor = run_in_namespace(netns_fd, lambda: os.open("/proc/thread-self/net/dev", flags))
+    sampler.add_network(task_id, descriptor)
+
+
+def ledger_of(settings: Settings, task_id: str) -> Path:
+    """The first segment of a task's ledger."""
+    return settings.ledgers / f"{task_id}.ledger"
+
+
+def roll_up_ledger(settings: Settings, task_id: str) -> None:
+    """Rolls up the ledger of a task that has ended, unless it is so long that `gc` should.
+
+    Raises: StateCorrupt; OSError.
+    """
+    from fargatelite.meter.rollup import roll_up
+
+    path = ledger_of(settings, task_id)
+    if path.exists() and path.stat().st_size <= ROLLED_AT_THE_END_BYTES:
+        roll_up(path)
+
+
+def billable_life(
+    settings: Settings, record: TaskRecord, *, now_ns: int | None = None
+) -> tuple[BillableLife, TaskUsage | None]:
+    """What a task's bill depends on, and what it used; None where nothing was measured.
+
+    Raises: StateCorrupt for a ledger that cannot be read at all.
+    """
+    from fargatelite.billing.bill import BillableLife
+    from fargatelite.meter.rollup import read_task_usage
+
+    definition = load_recorded(record.definition)
+    try:
+        used = read_task_usage(ledger_of(settings, record.task_id))
+    except FileNotFoundError:
+        used = None
+    state = record.state
+    life = BillableLife(
+        task_id=record.task_id,
+        family=definition.family,
+        cpu_units=definition.cpu_units,
+        memory_mib=definition.memory_mib,
+        ephemeral_storage_gib=definition.ephemeral_storage_gib,
+        cpu_architecture=definition.cpu_architecture,
+        pull_started_at_ns=state.pull_started_at_ns,
+        stopped_at_ns=state.stopped_at_ns,
+        now_ns=now_ns or time.time_ns(),
+        containers=tuple(container.name for container in state.containers),
+        clock_steps=used.clock_steps if used is not None else (),
+    )
+    return life, used
+
+
+def compute_task_bill(
+    settings: Settings, record: TaskRecord, *, prices: PriceBook | None = None
+) -> Bill:
     """The bill of a task from its record and its ledger; up to now while it runs.
 
     A task without a ledger (it never came so far) has a charge and unknown usage.
     Raises: ConfigurationInvalid for an unknown price; StateCorrupt for a damaged ledger header.
     """
-    from fargatelite.billing.bill import BillableLife, compute_bill
+    from fargatelite.billing.bill import compute_bill
     from fargatelite.billing.prices import load_price_book
 
-    definition = load_recorded(record.definition)
-    try:
-        usage = summarise(read_ledger(settings.ledgers / f"{record.task_id}.ledger"))
-    except FileNotFoundError:
-        usage = None
-    state = record.state
-    return compute_bill(
-        BillableLife(
-            task_id=record.task_id,
-            family=definition.family,
-            cpu_units=definition.cpu_units,
-            memory_mib=definition.memory_mib,
-            ephemeral_storage_gib=definition.ephemeral_storage_gib,
-            cpu_architecture=definition.cpu_architecture,
-            pull_started_at_ns=state.pull_started_at_ns,
-            stopped_at_ns=state.stopped_at_ns,
-            now_ns=time.time_ns(),
-            containers=tuple(container.name for container in state.containers),
-        ),
-        usage,
-        load_price_book(record.facts.region),
-    )
+    life, used = billable_life(settings, record)
+    book = prices or load_price_book(record.facts.region, settings.price_book)
+    return compute_bill(life, used, book)

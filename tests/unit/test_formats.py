@@ -22,7 +22,12 @@ LAYOUTS = {
     "exit_record": ("exit_record.h", [shim.EXIT_RECORD]),
     "ledger_header": ("ledger.h", [ledger._HEADER]),
     "ledger_name": ("ledger.h", [ledger._NAME]),
-    "ledger_record": ("ledger.h", [ledger._RECORD]),
+    "ledger_sample": ("ledger.h", [ledger._SAMPLE]),
+    "ledger_slow": ("ledger.h", [ledger._SLOW]),
+    "ledger_pressure": ("ledger.h", [ledger._PRESSURE]),
+    "ledger_network": ("ledger.h", [ledger._NETWORK]),
+    "ledger_mark": ("ledger.h", [ledger._MARK]),
+    "ledger_record_v1": ("ledger.h", [ledger._RECORD_V1]),
 }
 
 CONSTANTS = {
@@ -49,6 +54,16 @@ CONSTANTS = {
     "LEDGER_HEADER_BYTES": ("ledger.h", ledger._HEADER_BYTES),
     "LEDGER_NAMES_OFFSET": ("ledger.h", ledger._NAMES_OFFSET),
     "LEDGER_TASK": ("ledger.h", ledger._TASK),
+    "LEDGER_RECORD_BYTES": ("ledger.h", ledger.RECORD_BYTES),
+    "LEDGER_SAMPLE": ("ledger.h", ledger._KIND_SAMPLE),
+    "LEDGER_SLOW": ("ledger.h", ledger._KIND_SLOW),
+    "LEDGER_PRESSURE": ("ledger.h", ledger._KIND_PRESSURE),
+    "LEDGER_NETWORK": ("ledger.h", ledger._KIND_NETWORK),
+    "LEDGER_MARK": ("ledger.h", ledger._KIND_MARK),
+    "LEDGER_GAP_STAT": ("ledger.h", ledger._GAP_STAT),
+    "LEDGER_GAP_USER": ("ledger.h", ledger._GAP_USER),
+    "LEDGER_GAP_IO": ("ledger.h", ledger._GAP_IO),
+    **{f"LEDGER_MARK_{kind.name}": ("ledger.h", kind.value) for kind in ledger.MarkType},
     **{
         f"LEDGER_{flag.name}": ("ledger.h", flag.value)
         for flag in ledger.SampleFlag

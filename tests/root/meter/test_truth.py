@@ -14,8 +14,9 @@ import pytest
 
 from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits, Driver
 from fargatelite.cgroups.detect import detect_driver
-from fargatelite.meter.ledger import LedgerHeader, read_ledger, summarise
+from fargatelite.meter.ledger import LedgerHeader, read_ledger
 from fargatelite.meter.sampler import Sampler
+from fargatelite.meter.usage import summarise
 
 pytestmark = [pytest.mark.root, pytest.mark.vm]
 TASK = secrets.token_hex(16)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from fargatelite.billing.bill import BillableLife, bill_to_builtins, billed_seconds, compute_bill
+from fargatelite.billing.bill import (
+    BillableLife,
+    Reservation,
+    bill_to_builtins,
+    billed_seconds,
+    compute_bill,
+)
 from fargatelite.billing.prices import load_price_book
 from fargatelite.errors import ConfigurationInvalid
-from fargatelite.meter.ledger import Usage
+from fargatelite.meter.usage import ClockStep, Profile, Spread, TaskUsage, Usage
 
 SECOND = 1_000_000_000
 START = 1_800_000_000 * SECOND
@@ -45,6 +53,10 @@ def usage(cpu_s: float, gb_s: float) -> Usage:
         samples=2,
         gaps=0,
     )
+
+
+def measured(found: dict[str | None, Usage]) -> TaskUsage:
+    return TaskUsage(usage=found, profiles={}, traffic={})
 
 
 PRICES = load_price_book("us-east-1")
@@ -98,7 +110,7 @@ def test_what_was_not_measured_is_unknown() -> None:
 
 def test_a_container_pays_for_what_it_used() -> None:
     found = {"a": usage(3, 1), "b": usage(1, 1), None: usage(4, 2)}
-    bill = compute_bill(life(), found, PRICES)
+    bill = compute_bill(life(), measured(found), PRICES)
     cpu, memory = bill.lines[0].cost, bill.lines[1].cost
     assert abs(bill.containers[0].cost - (cpu * 3 / 4 + memory / 2)) < Decimal("1E-14")
     assert bill.used_cost is not None
@@ -118,9 +130,130 @@ def test_containers_add_up_to_the_task(seconds: float, parts: list[tuple[float, 
     found: dict[str | None, Usage] = {
         name: usage(cpu, memory) for name, (cpu, memory) in zip(names, parts, strict=True)
     }
-    bill = compute_bill(life(seconds, containers=names), found, PRICES)
+    bill = compute_bill(life(seconds, containers=names), measured(found), PRICES)
     assert sum((item.cost for item in bill.containers), Decimal(0)) == bill.cost
     assert sum((line.cost for line in bill.lines), Decimal(0)) == bill.cost
+
+
+@pytest.mark.parametrize("value_s", [3600, -3600])
+def test_a_clock_that_was_set_is_not_billed(value_s: int) -> None:
+    """100 s of life; the wall clock was set by an hour in the 40th second of it."""
+    step = ClockStep(wall_ns=START + (40 + value_s) * SECOND, value_ns=value_s * SECOND)
+    lived = life(100 + value_s, clock_steps=(step,))
+    assert billed_seconds(lived) == 100
+    early = ClockStep(wall_ns=START - 3700 * SECOND, value_ns=value_s * SECOND)
+    assert billed_seconds(life(100, clock_steps=(early,))) == 100
+
+
+def test_spot_has_prices_of_its_own() -> None:
+    book = load_price_book("us-west-2")
+    bill = compute_bill(life(3600, capacity="FARGATE_SPOT"), None, book)
+    assert bill.lines[0].rate == Decimal("0.012144")
+    assert "2023" in bill.price_source
+    with pytest.raises(ConfigurationInvalid, match="X86_64 on Spot in us-east-1"):
+        compute_bill(life(capacity="FARGATE_SPOT"), None, PRICES)
+
+
+OWN = """
+source = "our machine room"
+effective = "2026-01-01"
+currency = "EUR"
+minimum_s = 1
+[rates.X86_64]
+vcpu_hour = 0.021
+gb_hour = 0.0023
+"""
+
+
+def test_a_price_book_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(OWN)
+    bill = compute_bill(life(7), None, load_price_book("mars-1", str(path)))
+    assert (bill.billed_seconds, bill.currency, bill.lines[0].rate) == (7, "EUR", Decimal("0.021"))
+    assert bill.price_source == "our machine room"
+    with pytest.raises(ConfigurationInvalid, match="ephemeral storage"):
+        compute_bill(life(ephemeral_storage_gib=21), None, load_price_book("mars-1", str(path)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (OWN.replace("0.021", "-1"), r"a rate is at least 0, not -1.*rates\.X86_64"),
+        (OWN.replace("gb_hour", "gb_our"), r"unknown field `gb_our`"),
+        (OWN.replace("2026-01-01", "lately"), r"\$\.effective"),
+        ("source", "price book .*"),
+    ],
+)
+def test_a_wrong_price_book_is_refused(tmp_path: Path, wrong: str, message: str) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(wrong)
+    with pytest.raises(ConfigurationInvalid, match=message):
+        load_price_book("us-east-1", str(path))
+
+
+def test_what_is_reserved_counts_as_used() -> None:
+    """As AWS splits: the greater of reserved and used, what is idle in proportion."""
+    found = {"a": usage(0, 0), "b": usage(900, 0), None: usage(900, 0)}
+    reservations = (Reservation(cpu_units=64), Reservation())
+    bill = compute_bill(life(3600, reservations=reservations), measured(found), PRICES)
+    a, b = (item.splits[0] for item in bill.containers)
+    assert (a.reserved_usage, a.actual_usage, a.split_usage) == (
+        Decimal("0.0625"), 0, Decimal("0.0625"),
+    )  # fmt: skip
+    assert (b.split_usage, a.split_usage_ratio) == (Decimal("0.25"), Decimal("0.2"))
+    # More than there is: 0.3125 of 0.25 vCPU-hours; nothing is left unused.
+    assert (a.unused_cost, b.unused_cost) == (0, 0)
+    assert a.split_cost + b.split_cost == bill.lines[0].cost
+    assert a.split_cost == bill.lines[0].cost / 5
+
+
+def profile(cpu: float, memory_mib: int) -> TaskUsage:
+    spread = Spread(p50=0, p95=0, p99=int(cpu * SECOND), highest=10 * SECOND)
+    peak = memory_mib * 2**20
+    memory = Spread(p50=0, p95=0, p99=peak, highest=peak)
+    task = structs.replace(usage(1, 1), memory_peak_bytes=peak)
+    return TaskUsage(
+        usage={None: task},
+        profiles={None: Profile(cpu_ns_per_s=spread, memory_bytes=memory)},
+        traffic={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("cpu", "memory_mib", "units", "mib"),
+    [
+        (0.1, 100, 256, 512),
+        (0.25, 100, 512, 1024),  # 0.3 with the margin
+        (0.9, 4000, 2048, 5120),
+        (0.1, 1800, 512, 3072),
+        (26, 1000, 32768, 61440),
+        (30, 1000, None, None),
+    ],
+)
+def test_right_sizing(cpu: float, memory_mib: int, units: int | None, mib: int | None) -> None:
+    bill = compute_bill(life(cpu_units=4096, memory_mib=8192), profile(cpu, memory_mib), PRICES)
+    assert bill.right_sizing is not None
+    assert (bill.right_sizing.cpu_units, bill.right_sizing.memory_mib) == (units, mib)
+
+
+def test_right_sizing_says_what_it_saves() -> None:
+    bill = compute_bill(life(cpu_units=1024, memory_mib=2048), profile(0.1, 100), PRICES)
+    assert bill.right_sizing is not None
+    hour = Decimal("0.04048") + 2 * Decimal("0.004445")
+    assert bill.right_sizing.monthly_cost == hour * 730
+    assert bill.right_sizing.monthly_saving == hour * 730 * 3 / 4
+
+
+def test_a_throttled_task_is_not_made_smaller() -> None:
+    found = profile(0.2, 100)
+    task = structs.replace(found.usage[None], periods=100, throttled_periods=2)
+    bill = compute_bill(
+        life(cpu_units=1024, memory_mib=2048),
+        structs.replace(found, usage={None: task}),
+        PRICES,
+    )
+    assert bill.right_sizing is not None
+    assert (bill.right_sizing.is_throttled, bill.right_sizing.cpu_units) == (True, 1024)
 
 
 def test_json_has_decimals_as_strings() -> None:

@@ -18,8 +18,8 @@ from fargatelite.meter.ledger import (
     encode_header,
     parse_ledger,
     read_ledger,
-    summarise,
 )
+from fargatelite.meter.usage import summarise
 
 HEADER = LedgerHeader(
     task_id="0123456789abcdef" * 2,
@@ -30,6 +30,11 @@ HEADER = LedgerHeader(
     containers=("web", "prøbe"),
 )
 SECOND_NS = 1_000_000_000
+KIB = 1024
+
+
+def seal(raw: bytes) -> bytes:
+    return raw + struct.pack("<I", zlib.crc32(raw))
 
 
 def record(
@@ -40,12 +45,17 @@ def record(
     cpu_ns: int = 0,
     memory: int = 0,
     peak: int = 0,
-    group_id: int = 1,
+    generation: int = 0,
     flags: int = 0,
 ) -> bytes:
-    fields = (seq, container, flags, at_ns, at_ns, cpu_ns, memory, peak, group_id, 0)
-    raw = struct.pack("<IHHQQQQQQI", *fields)
-    return raw + struct.pack("<I", zlib.crc32(raw))
+    """A sample; memory in KiB."""
+    prefix = struct.pack("<IBBBBQQ", seq, 1, container, flags, generation, at_ns, at_ns)
+    return seal(prefix + struct.pack("<QQIIIIHH", cpu_ns, 0, memory, peak, 0, 0, 0, 0))
+
+
+def mark(seq: int, kind: int, value: int, *, at_ns: int = 0) -> bytes:
+    prefix = struct.pack("<IBBBBQQ", seq, 5, 0xFF, 0, 0, at_ns, at_ns)
+    return seal(prefix + struct.pack("<IIqQ12s", kind, 0, value, at_ns, b""))
 
 
 def test_header_survives_the_file(tmp_path: Path) -> None:
@@ -60,7 +70,7 @@ def test_header_survives_the_file(tmp_path: Path) -> None:
     ("offset", "data", "message"),
     [
         (0, b"NOTMINE!", "not a ledger"),
-        (8, b"\x02\0", "has version 2, this fargatelite reads 1"),
+        (8, b"\x03\0", "has version 3, this fargatelite reads 1 and 2"),
         (30, b"?", "damaged header"),
     ],
 )
@@ -115,11 +125,11 @@ def test_memory_is_the_trapezoid() -> None:
         record(1, at_ns=SECOND_NS, memory=300),
         record(2, at_ns=2 * SECOND_NS, memory=300),
     )["web"]
-    assert usage.memory_byte_ns == (200 + 300) * SECOND_NS
+    assert usage.memory_byte_ns == (200 + 300) * KIB * SECOND_NS
     assert (usage.observed_ns, usage.estimated_ns, usage.memory_peak_bytes) == (
         2 * SECOND_NS,
         0,
-        300,
+        300 * KIB,
     )
 
 
@@ -129,7 +139,7 @@ def test_unwatched_time_is_estimated_and_loses_no_cpu() -> None:
         record(1, at_ns=10 * SECOND_NS, memory=100, cpu_ns=9_000),
     )["web"]
     assert usage.cpu_ns == 9_000
-    assert usage.memory_byte_ns == 1_000 * SECOND_NS
+    assert usage.memory_byte_ns == 1_000 * KIB * SECOND_NS
     assert usage.estimated_ns == 10 * SECOND_NS
 
 
@@ -139,16 +149,16 @@ def test_gap_is_not_a_zero() -> None:
         record(1, at_ns=SECOND_NS, flags=SampleFlag.GAP_CPU | SampleFlag.GAP_MEMORY),
         record(2, at_ns=2 * SECOND_NS, memory=100, cpu_ns=50),
     )["web"]
-    assert usage.memory_byte_ns == 200 * SECOND_NS
+    assert usage.memory_byte_ns == 200 * KIB * SECOND_NS
     assert (usage.cpu_ns, usage.gaps, usage.estimated_ns) == (50, 1, 2 * SECOND_NS)
 
 
 def test_restarted_container_adds_its_groups() -> None:
     usage = summary(
-        record(0, cpu_ns=5, group_id=1),
-        record(1, at_ns=SECOND_NS, cpu_ns=100, group_id=1),
-        record(2, at_ns=5 * SECOND_NS, cpu_ns=300, group_id=2),
-        record(3, at_ns=6 * SECOND_NS, cpu_ns=400, group_id=2),
+        record(0, cpu_ns=5, generation=0),
+        record(1, at_ns=SECOND_NS, cpu_ns=100, generation=0),
+        record(2, at_ns=5 * SECOND_NS, cpu_ns=300, generation=1),
+        record(3, at_ns=6 * SECOND_NS, cpu_ns=400, generation=1),
     )["web"]
     assert usage.cpu_ns == 500
     assert usage.observed_ns == 2 * SECOND_NS
@@ -159,23 +169,26 @@ def test_life_between_two_ticks_takes_its_peak() -> None:
         record(0, 1),
         record(1, 1, at_ns=SECOND_NS // 10, peak=1000, flags=SampleFlag.LAST),
     )["prøbe"]
-    assert usage.memory_byte_ns == 1000 * SECOND_NS // 10
+    assert usage.memory_byte_ns == 1000 * KIB * SECOND_NS // 10
     assert usage.estimated_ns == SECOND_NS // 10
 
 
 def test_task_and_unnamed_containers() -> None:
-    usages = summary(record(0, 0xFFFF, cpu_ns=7), record(1, 9, cpu_ns=8))
+    usages = summary(record(0, 0xFF, cpu_ns=7), record(1, 9, cpu_ns=8))
     assert usages[None].cpu_ns == 7
     assert usages["#9"].cpu_ns == 8
 
 
-@given(st.lists(st.tuples(st.integers(1, 10**9), st.integers(0, 2**40)), min_size=2, max_size=40))
+@given(
+    st.lists(st.tuples(st.integers(1, 10**9), st.integers(0, 2**32 - 1)), min_size=2, max_size=40)
+)
 def test_integral_lies_between_least_and_most(steps: list[tuple[int, int]]) -> None:
     at_ns, records = 0, []
     for seq, (step_ns, memory) in enumerate(steps):
         at_ns += step_ns
         records.append(record(seq, at_ns=at_ns, memory=memory))
     usage = summary(*records)["web"]
-    least, most = min(memory for _, memory in steps), max(memory for _, memory in steps)
+    least = min(memory for _, memory in steps) * KIB
+    most = max(memory for _, memory in steps) * KIB
     rounding = len(steps)
     assert least * usage.observed_ns - rounding <= usage.memory_byte_ns <= most * usage.observed_ns

@@ -15,11 +15,18 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from fargatelite.errors import CgroupFailed, StateCorrupt, TaskBusy
-from fargatelite.meter.ledger import LedgerHeader, SampleFlag, read_ledger, summarise
+from fargatelite.meter.ledger import (
+    LedgerHeader,
+    MarkType,
+    SampleFlag,
+    read_ledger,
+    read_task_ledger,
+)
 from fargatelite.meter.sampler import Sampler
+from fargatelite.meter.usage import summarise
 
 TASK = "0123456789abcdef" * 2
 EXTENSION = importlib.import_module("fargatelite.meter._meter")
@@ -30,6 +37,12 @@ class FileGroup(Struct, frozen=True, kw_only=True):
     cpu_usage_file: str
     memory_usage_file: str
     memory_peak_file: str | None
+    throttled_file: str | None = None
+    pids_file: str | None = None
+    memory_stat_file: str | None = None
+    cpu_user_file: str | None = None
+    io_file: str | None = None
+    pressure_files: tuple[str, str, str] | None = None
 
 
 def group(
@@ -81,16 +94,16 @@ def test_thread_samples_on_the_second(tmp_path: Path) -> None:
     ledger = read_ledger(tmp_path / "t.ledger")
     assert ledger.problems == ()
     assert ledger.header.containers == ("web",)
-    assert (tmp_path / "t.ledger").stat().st_size == 4096 + 64 * len(ledger.samples)
+    assert (tmp_path / "t.ledger").stat().st_size == 4096 + 64 * ledger.next_seq
     assert (tmp_path / "t.ledger").stat().st_mode & 0o777 == 0o600
     web = [sample for sample in ledger.samples if sample.container == 0]
-    assert web[0].flags == SampleFlag.FIRST | SampleFlag.EXTRA
-    assert web[-1].flags == SampleFlag.LAST | SampleFlag.EXTRA
+    ends = SampleFlag.FIRST | SampleFlag.LAST | SampleFlag.EXTRA
+    assert web[0].flags & ends == SampleFlag.FIRST | SampleFlag.EXTRA
+    assert web[-1].flags & ends == SampleFlag.LAST | SampleFlag.EXTRA
     ticks = [sample for sample in web if not sample.flags & SampleFlag.EXTRA]
     assert len(ticks) >= 2
     for sample in ticks:
         assert sample.wall_ns % 1_000_000_000 // 1000 >= sample.late_us % 1_000_000
-        assert (sample.late_us >= 100_000) == bool(sample.flags & SampleFlag.LATE)
 
 
 def test_value_that_does_not_parse_is_a_gap(tmp_path: Path) -> None:
@@ -115,7 +128,9 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
     first.remove(TASK)
     second.add(TASK, tmp_path / "t.ledger", header(), files)
     second.remove(TASK)
-    assert [sample.seq for sample in read_ledger(tmp_path / "t.ledger").samples] == [0, 1, 2, 3]
+    ledger = read_ledger(tmp_path / "t.ledger")
+    assert (len(ledger.samples), ledger.next_seq, ledger.problems) == (4, 8, ())
+    assert [sample.generation for sample in ledger.samples] == [0, 0, 0, 0]
 
 
 def test_other_tasks_ledger_is_refused(tmp_path: Path) -> None:
@@ -188,7 +203,8 @@ time.sleep(60)
     sampler.add(TASK, tmp_path / "t.ledger", header(), files)
     sampler.remove(TASK)
     ledger = read_ledger(tmp_path / "t.ledger")
-    assert [sample.seq for sample in ledger.samples] == list(range(12))
+    assert len(ledger.samples) == 12
+    assert {sample.generation for sample in ledger.samples} == {0}
     assert ledger.problems == ()
 
 
@@ -216,6 +232,193 @@ def test_tasks_come_and_go_while_the_thread_sweeps(tmp_path: Path) -> None:
     assert sorted(done) == [0, 1, 2]
     for index in range(3):
         assert read_ledger(tmp_path / f"{index}.ledger").problems == ()
+
+
+MOMENT_NS = 1_000_000_000
+
+
+def marks_of(path: Path) -> list[tuple[MarkType, int]]:
+    return [
+        (MarkType(mark.kind), mark.value)
+        for mark in read_task_ledger(path).marks
+        if mark.kind != MarkType.GROUP
+    ]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_clock_that_is_set_adds_no_time(tmp_path: Path, sign: int) -> None:
+    """An hour forward or back: the monotonic clock tells what was used, the mark what happened."""
+    hour_ns = sign * 3600 * MOMENT_NS
+    sampler = Sampler()
+    sampler.add(TASK, tmp_path / "t.ledger", header(), group(tmp_path / "task"))
+    for shift_ns in (0, hour_ns, 0):
+        sampler.shift_clocks(wall_ns=shift_ns + MOMENT_NS, monotonic_ns=MOMENT_NS,
+                             boottime_ns=MOMENT_NS)  # fmt: skip
+        sampler.tick()
+    sampler.remove(TASK)
+    ((kind, value),) = marks_of(tmp_path / "t.ledger")
+    assert kind == MarkType.STEP
+    assert value == pytest.approx(hour_ns, abs=0.05 * MOMENT_NS)
+    usage = summarise(read_ledger(tmp_path / "t.ledger"))[None]
+    assert usage.observed_ns == pytest.approx(3 * MOMENT_NS, rel=0.2)
+    assert usage.memory_byte_ns == 4096 * usage.observed_ns
+
+
+def test_missed_seconds_are_marked_and_nothing_is_made_up(tmp_path: Path) -> None:
+    sampler = Sampler()
+    files = group(tmp_path / "task")
+    sampler.add(TASK, tmp_path / "t.ledger", header(), files)
+    for seconds in (1, 10, 1):
+        shift = seconds * MOMENT_NS
+        sampler.shift_clocks(wall_ns=shift, monotonic_ns=shift, boottime_ns=shift)
+        Path(files.cpu_usage_file).write_text(f"{seconds * 1_000_000}\n")
+        sampler.tick()
+    sampler.remove(TASK)
+    assert marks_of(tmp_path / "t.ledger") == [(MarkType.MISSED, 9)]
+    usage = summarise(read_ledger(tmp_path / "t.ledger"))[None]
+    assert usage.samples == 5
+    assert usage.estimated_ns == pytest.approx(10 * MOMENT_NS, rel=0.05)
+    assert usage.cpu_ns == 10_000_000
+
+
+def test_a_host_that_slept_says_so(tmp_path: Path) -> None:
+    sampler = Sampler()
+    sampler.add(TASK, tmp_path / "t.ledger", header(), group(tmp_path / "task"))
+    for asleep_s in (0, 500, 0):
+        sampler.shift_clocks(
+            wall_ns=(1 + asleep_s) * MOMENT_NS,
+            monotonic_ns=MOMENT_NS,
+            boottime_ns=(1 + asleep_s) * MOMENT_NS,
+        )
+        sampler.tick()
+    sampler.remove(TASK)
+    ((kind, value),) = marks_of(tmp_path / "t.ledger")
+    assert kind == MarkType.SUSPEND
+    assert value == pytest.approx(500 * MOMENT_NS, abs=0.01 * MOMENT_NS)
+    assert summarise(read_ledger(tmp_path / "t.ledger"))[None].observed_ns < 4 * MOMENT_NS
+
+
+def test_a_stopped_process_marks_what_it_missed(tmp_path: Path) -> None:
+    """SIGSTOP for three seconds, by the real clock and the real thread."""
+    program = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_sampler import Sampler, await_ticks, group, header, TASK
+with Sampler() as sampler:
+    sampler.add(TASK, {str(tmp_path / "t.ledger")!r}, header(), group(Path({str(tmp_path)!r})))
+    await_ticks(sampler, 1)
+    print("ready", flush=True)
+    sys.stdin.read()
+    await_ticks(sampler, 2)
+    sampler.remove(TASK)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(3.2)  # the length of what is simulated
+    process.send_signal(signal.SIGCONT)
+    process.communicate()
+    missed = [value for kind, value in marks_of(tmp_path / "t.ledger") if kind == MarkType.MISSED]
+    ledger = read_ledger(tmp_path / "t.ledger")
+    assert sum(missed) in (2, 3)
+    assert max(sample.late_us for sample in ledger.samples) > 1_000_000
+    # Boundaries from the first to the last tick: each has a sample or is marked.
+    ticks = [
+        s.wall_ns - s.late_us * 1000 for s in ledger.samples if SampleFlag.EXTRA not in s.flags
+    ]
+    passed = round((ticks[-1] - ticks[0]) / 1e9) + 1
+    assert len(ticks) + sum(missed) == passed
+
+
+def test_every_value_of_a_group_of_v2(tmp_path: Path) -> None:
+    files = {
+        "cpu.stat": "usage_usec 900\nuser_usec 600\nsystem_usec 300\nnice_usec 0\n"
+        "nr_periods 7\nnr_throttled 3\nthrottled_usec 50\nnr_bursts 0\n",
+        "memory.current": "40960\n",
+        "memory.peak": "81920\n",
+        "pids.current": "12\n",
+        "memory.stat": "anon 12288\nfile 24576\nkernel 1\ninactive_file 8192\n",
+        "io.stat": "8:0 rbytes=100 wbytes=200 rios=1\n8:16 rbytes=10 wbytes=20 rios=1\n",
+        "cpu.pressure": "some avg10=0.00 avg60=0.00 avg300=0.00 total=11\n",
+        "memory.pressure": "some avg10=0.00 total=22\nfull avg10=0.00 total=21\n",
+        "io.pressure": "some avg10=0.00 total=33\nfull avg10=0.00 total=30\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    network = tmp_path / "dev"
+    network.write_text(
+        "Inter-|   Receive  |  Transmit\n face |bytes packets |bytes packets\n"
+        "    lo: 9 9 0 0 0 0 0 0 9 9 0 0 0 0 0 0\n"
+        "  eth1:1000 10 0 0 0 0 0 0 2000 20 0 0 0 0 0 0\n"
+    )
+    v2 = FileGroup(
+        version=2,
+        cpu_usage_file=str(tmp_path / "cpu.stat"),
+        memory_usage_file=str(tmp_path / "memory.current"),
+        memory_peak_file=str(tmp_path / "memory.peak"),
+        pids_file=str(tmp_path / "pids.current"),
+        memory_stat_file=str(tmp_path / "memory.stat"),
+        io_file=str(tmp_path / "io.stat"),
+        pressure_files=(
+            str(tmp_path / "cpu.pressure"),
+            str(tmp_path / "memory.pressure"),
+            str(tmp_path / "io.pressure"),
+        ),
+    )
+    sampler = Sampler()
+    sampler.add(TASK, tmp_path / "t.ledger", header(), v2)
+    sampler.add_network(TASK, os.open(network, os.O_RDONLY))
+    with pytest.raises(TaskBusy):
+        sampler.add_network(TASK, os.open(network, os.O_RDONLY))
+    sampler.remove(TASK)
+    ledger = read_ledger(tmp_path / "t.ledger")
+    last = ledger.samples[-1]
+    assert (last.cpu_usage_ns, last.throttled_ns, last.periods, last.throttled_periods) == (
+        900_000, 50_000, 7, 3,
+    )  # fmt: skip
+    assert (last.memory_bytes, last.memory_peak_bytes, last.pids) == (40960, 81920, 12)
+    (slow,) = ledger.slow
+    assert (slow.user_ns, slow.read_bytes, slow.write_bytes) == (600_000, 110, 220)
+    assert (slow.working_set_bytes, slow.rss_bytes, slow.cache_bytes) == (32768, 12288, 24576)
+    (stalls,) = ledger.pressure
+    assert (stalls.cpu_us, stalls.memory_us, stalls.memory_full_us, stalls.io_us) == (
+        11, 22, 21, 33,
+    )  # fmt: skip
+    (traffic,) = ledger.network
+    assert (traffic.received_bytes, traffic.sent_bytes) == (1000, 2000)
+    assert (traffic.received_packets, traffic.sent_packets) == (10, 20)
+
+
+def test_a_ledger_of_another_boot_goes_on_in_a_new_segment(tmp_path: Path) -> None:
+    files = group(tmp_path / "task", cpu="1000\n")
+    sampler = Sampler()
+    before = structs.replace(header(), boot_id="0" * 36)
+    sampler.add(TASK, tmp_path / "t.ledger", before, None)
+    sampler.add_container(TASK, "web", files)
+    sampler.remove(TASK)
+    sampler.add(TASK, tmp_path / "t.ledger", header(), None)
+    sampler.add_container(TASK, "web", group(tmp_path / "again", cpu="500\n"))
+    sampler.remove(TASK)
+    assert (tmp_path / "t.1.ledger").exists()
+    ledger = read_task_ledger(tmp_path / "t.ledger")
+    assert ledger.header.containers == ("web",)
+    assert [sample.generation for sample in ledger.samples] == [0, 0, 1, 1]
+    assert summarise(ledger)["web"].cpu_ns == 1500
+
+
+def test_segments_are_written_back(tmp_path: Path) -> None:
+    with Sampler(sync_every_s=1) as sampler:
+        sampler.add(TASK, tmp_path / "t.ledger", header(), group(tmp_path / "task"))
+        deadline = time.monotonic() + 10
+        while sampler.counters().synced == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert sampler.counters().sync_failures == 0
+        sampler.remove(TASK)
 
 
 @given(st.binary(max_size=64))
@@ -259,4 +462,4 @@ def test_mirrored_constants_are_those_of_the_format() -> None:
     assert EXTENSION.lib.LEDGER_HEADER_BYTES == ledger._HEADER_BYTES
     assert EXTENSION.lib.LEDGER_NAMES_OFFSET == ledger._NAMES_OFFSET
     assert EXTENSION.lib.LEDGER_MAX_CONTAINERS == ledger.MAX_CONTAINERS
-    assert EXTENSION.ffi.sizeof("struct ledger_record") == ledger._RECORD.size
+    assert EXTENSION.ffi.sizeof("struct ledger_sample") == ledger.RECORD_BYTES
