@@ -458,23 +458,24 @@ def _mark(raw: bytes) -> Mark:
     )
 
 
-def parse_ledger(data: bytes, path: str = "-") -> Ledger:
-    """Parses a whole segment; see `read_ledger`."""
+def parse_ledger(data: bytes, path: str = "-", *, first_seq: int = 0) -> Ledger:
+    """Parses a whole segment, or its header and the records from `first_seq` on."""
     header, version, damaged_names = decode_header(data[:_HEADER_BYTES], path)
     problems = list(damaged_names)
     records = _Records()
     add = records.add_v1 if version == 1 else records.add
-    next_seq = 0
+    next_seq = first_seq
     crc32, stored_crc = zlib.crc32, struct.Struct("<I").unpack_from
-    for seq in range((len(data) - _HEADER_BYTES) // RECORD_BYTES):
-        offset = _HEADER_BYTES + seq * RECORD_BYTES
+    for number in range((len(data) - _HEADER_BYTES) // RECORD_BYTES):
+        seq = first_seq + number
+        offset = _HEADER_BYTES + number * RECORD_BYTES
         raw = data[offset : offset + RECORD_BYTES]
         if raw == _UNWRITTEN:
             continue
         if seq > next_seq:
             problems.append(
                 Problem(
-                    offset_bytes=_HEADER_BYTES + next_seq * RECORD_BYTES,
+                    offset_bytes=_HEADER_BYTES + (next_seq - first_seq) * RECORD_BYTES,
                     reason=f"records {next_seq} to {seq - 1} are missing",
                 )
             )

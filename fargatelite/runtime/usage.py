@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,16 +12,12 @@ from fargatelite.cgroups.detect import detect_driver
 from fargatelite.errors import CgroupFailed
 from fargatelite.runtime.record import TaskRecord
 from fargatelite.settings import Settings
-from fargatelite.taskdef.load import load_recorded
 
 if TYPE_CHECKING:
-    from fargatelite.billing.bill import Bill, BillableLife
-    from fargatelite.billing.prices import PriceBook
+    from fargatelite.billing.bill import Bill
     from fargatelite.meter.sampler import Sampler
-    from fargatelite.meter.usage import TaskUsage
 
 __all__ = [
-    "billable_life",
     "compute_task_bill",
     "get_sampler",
     "ledger_of",
@@ -104,49 +99,11 @@ def roll_up_ledger(settings: Settings, task_id: str) -> None:
         roll_up(path)
 
 
-def billable_life(
-    settings: Settings, record: TaskRecord, *, now_ns: int | None = None
-) -> tuple[BillableLife, TaskUsage | None]:
-    """What a task's bill depends on, and what it used; None where nothing was measured.
-
-    Raises: StateCorrupt for a ledger that cannot be read at all.
-    """
-    from fargatelite.billing.bill import BillableLife
-    from fargatelite.meter.rollup import read_task_usage
-
-    definition = load_recorded(record.definition)
-    try:
-        used = read_task_usage(ledger_of(settings, record.task_id))
-    except FileNotFoundError:
-        used = None
-    state = record.state
-    life = BillableLife(
-        task_id=record.task_id,
-        family=definition.family,
-        cpu_units=definition.cpu_units,
-        memory_mib=definition.memory_mib,
-        ephemeral_storage_gib=definition.ephemeral_storage_gib,
-        cpu_architecture=definition.cpu_architecture,
-        pull_started_at_ns=state.pull_started_at_ns,
-        stopped_at_ns=state.stopped_at_ns,
-        now_ns=now_ns or time.time_ns(),
-        containers=tuple(container.name for container in state.containers),
-        clock_steps=used.clock_steps if used is not None else (),
-    )
-    return life, used
-
-
-def compute_task_bill(
-    settings: Settings, record: TaskRecord, *, prices: PriceBook | None = None
-) -> Bill:
+def compute_task_bill(settings: Settings, record: TaskRecord) -> Bill:
     """The bill of a task from its record and its ledger; up to now while it runs.
 
-    A task without a ledger (it never came so far) has a charge and unknown usage.
-    Raises: ConfigurationInvalid for an unknown price; StateCorrupt for a damaged ledger header.
+    Raises: see `bills.bill_task`.
     """
-    from fargatelite.billing.bill import compute_bill
-    from fargatelite.billing.prices import load_price_book
+    from fargatelite.runtime.bills import bill_task
 
-    life, used = billable_life(settings, record)
-    book = prices or load_price_book(record.facts.region, settings.price_book)
-    return compute_bill(life, used, book)
+    return bill_task(settings, record).bill
