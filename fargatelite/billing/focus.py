@@ -65,8 +65,9 @@ def _row(task: BilledTask, piece: Slice, line: Line) -> dict[str, str]:
     return {
         "AvailabilityZone": f"{bill.region}a",
         "BilledCost": cost,
-        "BillingAccountId": task.account,
-        "BillingAccountName": task.account,
+        # An account's number alone would lose its leading zeros where CSV is read without types.
+        "BillingAccountId": f"arn:aws:iam::{task.account}:root",
+        "BillingAccountName": f"account {task.account}",
         "BillingAccountType": "Account",
         "BillingCurrency": bill.currency,
         "BillingPeriodEnd": _time(following.timestamp()),
@@ -96,7 +97,7 @@ def _row(task: BilledTask, piece: Slice, line: Line) -> dict[str, str]:
         "RegionId": bill.region,
         "RegionName": bill.region,
         "ResourceId": task.arn,
-        "ResourceName": bill.task_id,
+        "ResourceName": f"{bill.family}/{bill.task_id}",
         "ResourceType": "Task",
         "ServiceCategory": "Compute",
         "ServiceName": SERVICE,
