@@ -85,7 +85,8 @@ ffibuilder.cdef(
     int parse_number(const char *text, size_t length, uint64_t *value);
     int parse_keyed(const char *text, size_t length, const char *key, uint64_t *value);
     int parse_network(const char *text, size_t length, struct ledger_network *record);
-    int parse_io_v1(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes);
+    int parse_block_stat(const char *text, size_t length, uint64_t *read_bytes,
+                         uint64_t *write_bytes);
     int parse_io_v2(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes);
     int parse_pressure(const char *text, size_t length, uint64_t *some_us, uint64_t *full_us);
     uint32_t ledger_crc32(const void *data, size_t length);

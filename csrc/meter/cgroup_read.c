@@ -11,6 +11,7 @@
 #define NETWORK_BYTES 4096 /* /proc/net/dev: 130 bytes for each interface */
 #define PRESSURE_BYTES 256
 #define KIB 1024
+#define SECTOR_BYTES 512 /* of /sys/block/DEVICE/stat, whatever the device has */
 
 int parse_number(const char *text, size_t length, uint64_t *value) {
     uint64_t number = 0;
@@ -150,8 +151,15 @@ static int sum_lines(const char *text, size_t length, const char *read_word, con
     return 0;
 }
 
-int parse_io_v1(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes) {
-    return sum_lines(text, length, " Read ", " Write ", read_bytes, write_bytes);
+int parse_block_stat(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes) {
+    uint64_t fields[7]; /* the third and the seventh are sectors read and written */
+    size_t at = 0;
+    for (int field = 0; field < 7; field++)
+        if (take_number(text, length, &at, &fields[field]) < 0)
+            return -EINVAL;
+    *read_bytes = fields[2] * SECTOR_BYTES;
+    *write_bytes = fields[6] * SECTOR_BYTES;
+    return 0;
 }
 
 int parse_io_v2(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes) {
@@ -246,8 +254,8 @@ static int read_io(const struct cgroup_files *files, struct ledger_slow *slow) {
     int64_t got = files->io_fd < 0 ? -ENOENT : read_start(files->io_fd, text, sizeof text);
     if (got < 0)
         return (int)got;
-    return (files->version == 1 ? parse_io_v1 : parse_io_v2)(text, (size_t)got, &slow->read_bytes,
-                                                             &slow->write_bytes);
+    return (files->version == 1 ? parse_block_stat : parse_io_v2)(
+        text, (size_t)got, &slow->read_bytes, &slow->write_bytes);
 }
 
 void read_slow(const struct cgroup_files *files, struct ledger_slow *slow) {

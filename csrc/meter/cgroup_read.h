@@ -41,8 +41,9 @@ int parse_keyed(const char *text, size_t length, const char *key, uint64_t *valu
 int parse_table(const char *text, size_t length, const struct wanted_key *wanted, int count);
 /* Sums /proc/net/dev without lo. 0 or -EINVAL. */
 int parse_network(const char *text, size_t length, struct ledger_network *record);
-/* v1's io_service_bytes (`8:0 Read 4096`) and v2's io.stat (`8:0 rbytes=4096 wbytes=...`). */
-int parse_io_v1(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes);
+/* A block device's stat file, which stands for v1's missing counters, and v2's io.stat
+ * (`8:0 rbytes=4096 wbytes=...`). */
+int parse_block_stat(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes);
 int parse_io_v2(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes);
 /* `some avg10=0.00 ... total=N`, and for memory and io a second line `full`. */
 int parse_pressure(const char *text, size_t length, uint64_t *some_us, uint64_t *full_us);

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
@@ -27,7 +28,8 @@
 #define TASK_ID_BYTES 32
 #define GROUPS_PER_TASK (LEDGER_MAX_CONTAINERS + 1)
 #define NS_PER_S 1000000000ll
-#define LATE_US 100000 /* counted as late: a tenth of the interval */
+#define THREAD_NICE (-15) /* of the sweeping thread alone (setpriority(2), NOTES) */
+#define LATE_US 100000    /* counted as late: a tenth of the interval */
 /* The wall clock may be slewed by 500 ppm (adjtimex(2)); twice that and more is a step. */
 #define STEP_NS (50 * 1000000ll)
 #define SLEW_PER 1000
@@ -50,7 +52,8 @@ struct task {
     int swept;           /* was part of a sweep: later ones are missed if they do not come */
     uint32_t phase;      /* spreads the slow kinds of many tasks over the seconds */
     uint64_t sync_round; /* the last one it was part of */
-    struct group groups[GROUPS_PER_TASK]; /* slot i is container i, the last one the task itself */
+    /* Slot i is container i, the last one the task itself; NULL until it is sampled first. */
+    struct group *groups[GROUPS_PER_TASK];
 };
 
 struct moment {
@@ -104,7 +107,7 @@ static struct task *find_task(struct meter *meter, const char *task_id) {
     return NULL;
 }
 
-static struct group *group_slot(struct task *task, uint8_t container) {
+static struct group **group_slot(struct task *task, uint8_t container) {
     if (container == LEDGER_TASK)
         return &task->groups[LEDGER_MAX_CONTAINERS];
     return container < LEDGER_MAX_CONTAINERS ? &task->groups[container] : NULL;
@@ -133,7 +136,9 @@ static int append_mark(struct meter *meter, struct task *task, const struct mome
     return append(meter, task, &mark);
 }
 
-static int has_slow(const struct meter *meter) { return meter->slow_every_s != 0; }
+static int has_slow(const struct meter *meter) {
+    return meter->slow_every_s != 0;
+}
 
 /* The slow kinds of a group, at the moment of its sample. */
 static void append_slow(struct meter *meter, struct task *task, const struct group *group) {
@@ -190,9 +195,10 @@ static int sample_groups(struct meter *meter, struct task *task, uint8_t flags, 
                          int slow) {
     int first = 0;
     for (int index = 0; index < GROUPS_PER_TASK; index++) {
-        if (!task->groups[index].active)
+        struct group *group = task->groups[index];
+        if (group == NULL || !group->active)
             continue;
-        int result = sample_group(meter, task, &task->groups[index], flags, late_ns, slow);
+        int result = sample_group(meter, task, group, flags, late_ns, slow);
         if (first == 0)
             first = result;
     }
@@ -241,8 +247,8 @@ static void sweep(struct meter *meter, int64_t due_ns) {
     meter->last_due = due;
     meter->has_last_due = 1;
     for (struct task *task = meter->tasks; task != NULL; task = task->next) {
-        int slow = has_slow(meter) &&
-                   (meter->counters.ticks + task->phase) % meter->slow_every_s == 0;
+        int slow =
+            has_slow(meter) && (meter->counters.ticks + task->phase) % meter->slow_every_s == 0;
         (void)sample_groups(meter, task, 0, late_ns, slow); /* a drop is counted */
         task->swept = 1;
     }
@@ -270,6 +276,9 @@ static int64_t arm(struct meter *meter) {
 
 static void *run(void *argument) {
     struct meter *meter = argument;
+    /* On a busy host a sweep of some ms a second should not wait behind the load that it measures.
+     * Without the right to it (CAP_SYS_NICE) it waits, and the record says how long. */
+    (void)setpriority(PRIO_PROCESS, 0, THREAD_NICE);
     int64_t due_ns = arm(meter);
     for (;;) {
         struct pollfd ready[2] = {{.fd = meter->timer_fd, .events = POLLIN},
@@ -396,9 +405,11 @@ int meter_stop(struct meter *meter) {
 }
 
 static void free_task(struct task *task, int trim) {
-    for (int index = 0; index < GROUPS_PER_TASK; index++)
-        if (task->groups[index].active)
-            close_cgroup(&task->groups[index].files);
+    for (int index = 0; index < GROUPS_PER_TASK; index++) {
+        if (task->groups[index] != NULL && task->groups[index]->active)
+            close_cgroup(&task->groups[index]->files);
+        free(task->groups[index]);
+    }
     if (task->network_fd >= 0)
         close(task->network_fd);
     segment_close(&task->segment, trim);
@@ -447,10 +458,18 @@ int meter_add_task(struct meter *meter, const char *task_id, int segment_fd, uin
 int meter_add_group(struct meter *meter, const char *task_id, uint8_t container,
                     const struct cgroup_files *files) {
     int result = -ENOENT;
+    struct group *fresh = calloc(1, sizeof *fresh);
+    if (fresh == NULL)
+        return -ENOMEM;
     pthread_mutex_lock(&meter->mutex);
     struct task *task = find_task(meter, task_id);
-    struct group *group = task == NULL ? NULL : group_slot(task, container);
-    if (group != NULL) {
+    struct group **slot = task == NULL ? NULL : group_slot(task, container);
+    if (slot != NULL) {
+        if (*slot == NULL) {
+            *slot = fresh;
+            fresh = NULL;
+        }
+        struct group *group = *slot;
         result = group->active ? -EEXIST : segment_reserve(&task->segment);
         if (result == 0) {
             *group = (struct group){.active = 1, .container = container, .files = *files};
@@ -463,6 +482,7 @@ int meter_add_group(struct meter *meter, const char *task_id, uint8_t container,
         }
     }
     pthread_mutex_unlock(&meter->mutex);
+    free(fresh);
     return result;
 }
 
@@ -496,7 +516,8 @@ int meter_end_group(struct meter *meter, const char *task_id, uint8_t container)
     struct cgroup_files files;
     pthread_mutex_lock(&meter->mutex);
     struct task *task = find_task(meter, task_id);
-    struct group *group = task == NULL ? NULL : group_slot(task, container);
+    struct group **slot = task == NULL ? NULL : group_slot(task, container);
+    struct group *group = slot == NULL ? NULL : *slot;
     if (group != NULL && group->active) {
         (void)segment_reserve(&task->segment);
         result = sample_group(meter, task, group, LEDGER_EXTRA | LEDGER_LAST, 0, has_slow(meter));
@@ -536,8 +557,8 @@ int meter_latest(struct meter *meter, const char *task_id, struct ledger_sample 
     pthread_mutex_lock(&meter->mutex);
     struct task *task = find_task(meter, task_id);
     for (int index = 0; task != NULL && index < GROUPS_PER_TASK; index++)
-        if (task->groups[index].sampled && count < capacity)
-            samples[count++] = task->groups[index].latest;
+        if (task->groups[index] != NULL && task->groups[index]->sampled && count < capacity)
+            samples[count++] = task->groups[index]->latest;
     pthread_mutex_unlock(&meter->mutex);
     return task == NULL ? -ENOENT : count;
 }
@@ -578,8 +599,8 @@ int64_t meter_run_reads(struct meter *meter, int count) {
     for (int round = 0; round < count; round++) {
         for (struct task *task = meter->tasks; task != NULL; task = task->next) {
             for (int index = 0; index < GROUPS_PER_TASK; index++) {
-                struct group *group = &task->groups[index];
-                if (!group->active)
+                const struct group *group = task->groups[index];
+                if (group == NULL || !group->active)
                     continue;
                 const struct cgroup_files *files = &group->files;
                 const int fds[] = {files->cpu_fd, files->memory_fd, files->peak_fd,

@@ -69,8 +69,8 @@ class Cgroup(Struct, frozen=True, kw_only=True):
     cpu_user_file: str | None = None
     """v1 cpuacct.usage_user (Linux 4.5); None on v2, where `cpu_usage_file` has it."""
     io_file: str | None = None
-    """v2 io.stat. None on v1: our groups have no blkio hierarchy, whose figures leave out what is
-    written back later, which is nearly all."""
+    """v2 io.stat. None on v1, whose blkio leaves out what is written back later (nearly all), and
+    since Linux 6.10 counts nothing without a throttling rule: there a task's file system tells."""
     pressure_files: tuple[str, str, str] | None = None
     """v2 cpu.pressure, memory.pressure, io.pressure; None without PSI (psi=0)."""
 

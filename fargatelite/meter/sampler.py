@@ -78,7 +78,7 @@ class SampledGroup(Protocol):
 
     @property
     def io_file(self) -> str | None:
-        """v1 blkio.throttle.io_service_bytes, v2 io.stat."""
+        """v2 io.stat; with v1 the `stat` of the block device that stands for it."""
 
     @property
     def pressure_files(self) -> tuple[str, str, str] | None:

@@ -7,7 +7,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from fargatelite import names
+from fargatelite.cgroups.cgroup import Cgroup
 from fargatelite.cgroups.detect import detect_driver
 from fargatelite.errors import CgroupFailed
 from fargatelite.runtime.record import TaskRecord
@@ -24,6 +27,7 @@ __all__ = [
     "meter_network",
     "read_stats",
     "roll_up_ledger",
+    "sampled_group",
 ]
 
 ROLLED_AT_THE_END_BYTES = 16 * 2**20
@@ -80,6 +84,20 @@ def meter_network(sampler: Sampler, task_id: names.TaskId, netns_fd: int) -> Non
     flags = os.O_RDONLY | os.O_CLOEXEC
     descriptor = run_in_namespace(netns_fd, lambda: os.open("/proc/thread-self/net/dev", flags))
     sampler.add_network(task_id, descriptor)
+
+
+def sampled_group(settings: Settings, task_id: str, group: Cgroup) -> Cgroup:
+    """The task's own group as it is sampled: where cgroups do not count block I/O (v1), the device
+    of the task's file system does, its writable layers and volumes together."""
+    if group.io_file is not None or settings.storage_backend == "unlimited":
+        return group
+    try:
+        device = os.stat(settings.layers / task_id).st_dev
+    except FileNotFoundError:
+        return group
+    stat = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat"
+    own = os.path.ismount(settings.layers / task_id) and os.path.exists(stat)
+    return msgspec.structs.replace(group, io_file=stat) if own else group
 
 
 def ledger_of(settings: Settings, task_id: str) -> Path:

@@ -14,7 +14,7 @@ import pytest
 
 from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits, Driver
 from fargatelite.cgroups.detect import detect_driver
-from fargatelite.meter.ledger import LedgerHeader, read_ledger
+from fargatelite.meter.ledger import LedgerHeader, SampleFlag, read_ledger
 from fargatelite.meter.sampler import Sampler
 from fargatelite.meter.usage import summarise
 
@@ -48,36 +48,119 @@ def sampler(tmp_path: Path) -> Iterator[Sampler]:
 
 
 def run_inside(group: Cgroup, program: str) -> float:
-    """Runs a program in the group; the CPU seconds that wait4(2) tells, without those that the
-    interpreter took to start, before it joined."""
+    """Runs a program in the group; the CPU seconds that wait4(2) tells."""
     join = "".join(f"open({file!r}, 'w').write('0')\n" for file in group.join_files)
-    tell = "import time\nprint(time.process_time(), flush=True)\n"
-    with subprocess.Popen(
-        [sys.executable, "-S", "-c", join + tell + program], stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        before_s = float(process.stdout.readline())
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = status
+    process = subprocess.Popen([sys.executable, "-S", "-c", join + program])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
     assert status == 0
-    return usage.ru_utime + usage.ru_stime - before_s
+    return usage.ru_utime + usage.ru_stime
 
 
 def burn(seconds: float) -> str:
     return f"import time\nwhile time.process_time() < {seconds}: pass\n"
 
 
-def test_cpu_seconds_are_right_to_two_percent(
-    driver: Driver, path: str, sampler: Sampler, tmp_path: Path
+def run_measured(group: Cgroup, program: str) -> float:
+    """Runs a program in the group; the CPU seconds that it and its children say they used there."""
+    join = "".join(f"open({file!r}, 'w').write('0')\n" for file in group.join_files)
+    text = (
+        "import os, resource\n"
+        "def spent():\n"
+        "    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, "
+        "resource.RUSAGE_CHILDREN)]\n"
+        "    return sum(one.ru_utime + one.ru_stime for one in both)\n"
+        f"{join}before = spent()\n{program}\nprint(spent() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", text], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 8])
+def test_cpu_seconds_are_right_to_half_a_percent(
+    driver: Driver, path: str, sampler: Sampler, tmp_path: Path, processes: int
 ) -> None:
     group = driver.create(f"{path}/burner", CgroupLimits())
     sampler.add_container(TASK, "burner", group)
-    spent_s = run_inside(group, burn(2.5))
+    each_s = 3.0 / processes
+    spent_s = run_measured(
+        group,
+        f"children = []\n"
+        f"for _ in range({processes}):\n"
+        f"    child = os.fork()\n"
+        f"    if child == 0:\n"
+        f"        while sum(os.times()[:2]) < {each_s}: pass\n"
+        f"        os._exit(0)\n"
+        f"    children.append(child)\n"
+        f"for child in children: os.waitpid(child, 0)",
+    )
     sampler.remove_container(TASK, "burner")
     usage = summarise(read_ledger(tmp_path / "t.ledger"))["burner"]
-    assert usage.cpu_ns / 1e9 == pytest.approx(spent_s, rel=0.02)
-    assert usage.samples >= 4
-    assert usage.gaps == 0
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    assert usage.cpu_ns / 1e9 == pytest.approx(spent_s, rel=0.005, abs=tick_s)
+    assert spent_s > 2.9
+
+
+def test_containers_add_up_to_their_task_and_tasks_to_their_parent(
+    driver: Driver, path: str, tmp_path: Path
+) -> None:
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    parent = driver.create(path, CgroupLimits())
+    with Sampler() as sampler:
+        header = LedgerHeader(
+            task_id=TASK, boot_id=boot_id, created_at_ns=time.time_ns(), cpu_units=0, memory_mib=0
+        )
+        sampler.add(TASK, tmp_path / "parent.ledger", header, parent)
+        for name in ("one", "two"):
+            group = driver.create(f"{path}/{name}", CgroupLimits())
+            sampler.add_container(TASK, name, group)
+            run_inside(group, burn(0.4))
+        sampler.remove(TASK)
+    usages = summarise(read_ledger(tmp_path / "parent.ledger"))
+    found = {name: usage.cpu_ns for name, usage in usages.items()}
+    # v2 counts in us; each of the three is cut once.
+    assert found["one"] + found["two"] == pytest.approx(found[None], abs=10_000)
+
+
+def test_a_throttled_group_says_so(
+    driver: Driver, path: str, sampler: Sampler, tmp_path: Path
+) -> None:
+    group = driver.create(f"{path}/held", CgroupLimits(cpu_quota_us=20_000))
+    sampler.add_container(TASK, "held", group)
+    started = time.monotonic()
+    run_inside(group, burn(0.4))
+    lived_s = time.monotonic() - started
+    sampler.remove_container(TASK, "held")
+    usage = summarise(read_ledger(tmp_path / "t.ledger"))["held"]
+    assert usage.cpu_ns / 1e9 == pytest.approx(0.2 * lived_s, rel=0.25)
+    assert usage.throttled_periods > 0.5 * usage.periods > 5
+    assert usage.throttled_ns > 0.4 * lived_s * 1e9
+
+
+def test_many_groups_come_and_go(driver: Driver, path: str, tmp_path: Path) -> None:
+    """Churn: nothing is billed twice, every group has its begin and its end."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    made = 0
+    with Sampler() as sampler:
+        for round_number in range(10):
+            ids = [f"{round_number * 1000 + index:032x}" for index in range(200)]
+            group = driver.create(f"{path}/{round_number}", CgroupLimits(devices=False))
+            for task_id in ids:
+                header = LedgerHeader(
+                    task_id=task_id, boot_id=boot_id, created_at_ns=0, cpu_units=0, memory_mib=0
+                )
+                sampler.add(task_id, tmp_path / f"{task_id}.ledger", header, group)
+            sampler.tick()
+            for task_id in ids:
+                sampler.remove(task_id)
+                ledger = read_ledger(tmp_path / f"{task_id}.ledger")
+                assert ledger.problems == ()
+                flags = [sample.flags for sample in ledger.samples]
+                assert SampleFlag.FIRST in flags[0]
+                assert SampleFlag.LAST in flags[-1]
+                made += 1
+    assert made == 2000
 
 
 def test_held_memory_is_right(driver: Driver, path: str, sampler: Sampler, tmp_path: Path) -> None:
