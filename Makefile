@@ -11,7 +11,7 @@ C_FILES := $(wildcard csrc/*/*.c csrc/*/*.h)
 # What Debian calls the things that are needed: to build, to run, for the examples, for tests and peers.
 APT_RUN := gcc libc6-dev e2fsprogs python3-dev python3-venv libcap-dev libseccomp2 libnftables1 ca-certificates
 APT_DEMO := mmdebstrap umoci skopeo docker-registry
-APT_TEST := busybox-static openssl erofs-utils attr libcap2-bin iproute2 nftables zstd clang-format
+APT_TEST := busybox-static openssl erofs-utils attr libcap2-bin iproute2 nftables zstd clang-format chromium
 APT_BENCH := crun runc podman
 APT_VM := qemu-system-x86 mmdebstrap e2fsprogs debian-archive-keyring git
 
@@ -29,7 +29,7 @@ test: build ## Set up all that is needed and run every test; as root those that 
 	@$(call apt,$(APT_DEMO) $(APT_TEST))
 	@$(MAKE) lint
 	@[ "$$(id -u)" != 0 ] || examples/images/build.sh
-	$(PY) -m pytest tests
+	$(PY) -m pytest tests --ignore tests/focus
 
 .PHONY: unit
 unit: build ## Tests that need no root.
@@ -51,6 +51,11 @@ test-vm: build ## Run the tests marked vm in a throw-away guest: GUEST=default, 
 test-vm-all: build ## The same in every guest, one after the other.
 	@$(call apt,$(APT_VM))
 	$(PY) -m vagrant test-all
+
+.PHONY: test-focus
+test-focus: build ## Check FOCUS exports with focus-validator, run as a task; builds its image first.
+	@$(call apt,$(APT_DEMO) $(APT_TEST))
+	$(PY) -m pytest tests/focus
 
 .PHONY: lint
 lint: build ## ruff, mypy, import directions, C format.
@@ -79,6 +84,10 @@ docs: build ## Rewrite docs/fargate-compatibility.md from fields and marked test
 bench: build ## Launch, pull and meter beside crun, podman and a bare C loop, in one run.
 	@$(call apt,$(APT_DEMO) $(APT_TEST) $(APT_BENCH))
 	$(PY) benchmarks/run_all.py
+
+.PHONY: bench-meter
+bench-meter: build ## What metering costs: benchmarks/results/meter.json and docs/meter-cost.svg.
+	$(PY) benchmarks/meter.py
 
 .PHONY: build
 build: .venv/.installed ## Virtual environment and C parts; compiles what is stale.

@@ -282,10 +282,10 @@ def measure_bill(directory: Path) -> list[dict[str, Any]]:
         (settings.ledgers / f"{task_id}.rollup").write_bytes(rolled)
     spent = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()
         records = list_records(settings, stopped=True)
         groups = group_bills(bill_tasks(settings, records), "family")
-        spent.append(time.perf_counter() - started)
+        spent.append(time.process_time() - started)
         assert groups[0].tasks == BILL_TASKS
     value = statistics.median(spent)
     return [row("bill over 10,000 tasks of an hour, by family", "s", value, goal="< 2",

@@ -19,6 +19,7 @@ ffibuilder.cdef(
         int user_fd;
         int io_fd;
         int pressure_fds[3];
+        uint64_t io_base[2];
         uint8_t generation;
         uint64_t group_id;
     };

@@ -249,13 +249,28 @@ static int read_stat(const struct cgroup_files *files, struct ledger_slow *slow)
     return 0;
 }
 
-static int read_io(const struct cgroup_files *files, struct ledger_slow *slow) {
+static int read_io(const struct cgroup_files *files, uint64_t *read_bytes, uint64_t *write_bytes) {
     char text[IO_BYTES];
     int64_t got = files->io_fd < 0 ? -ENOENT : read_start(files->io_fd, text, sizeof text);
     if (got < 0)
         return (int)got;
-    return (files->version == 1 ? parse_block_stat : parse_io_v2)(
-        text, (size_t)got, &slow->read_bytes, &slow->write_bytes);
+    int result = (files->version == 1 ? parse_block_stat : parse_io_v2)(text, (size_t)got,
+                                                                        read_bytes, write_bytes);
+    if (result == 0) {
+        *read_bytes -= files->io_base[0];
+        *write_bytes -= files->io_base[1];
+    }
+    return result;
+}
+
+void set_io_base(struct cgroup_files *files) {
+    files->io_base[0] = files->io_base[1] = 0;
+    /* v2's counters are the group's own. Loop devices are used again and go on counting. */
+    uint64_t base[2];
+    if (files->version == 1 && read_io(files, &base[0], &base[1]) == 0) {
+        files->io_base[0] = base[0];
+        files->io_base[1] = base[1];
+    }
 }
 
 void read_slow(const struct cgroup_files *files, struct ledger_slow *slow) {
@@ -264,7 +279,7 @@ void read_slow(const struct cgroup_files *files, struct ledger_slow *slow) {
         *flags |= LEDGER_GAP_STAT;
     if ((files->version == 1 ? read_user_v1 : read_user_v2)(files, &slow->user_ns) < 0)
         *flags |= LEDGER_GAP_USER;
-    if (read_io(files, slow) < 0)
+    if (read_io(files, &slow->read_bytes, &slow->write_bytes) < 0)
         *flags |= LEDGER_GAP_IO;
 }
 

@@ -20,8 +20,10 @@ struct cgroup_files {
     int user_fd;
     int io_fd;
     int pressure_fds[3]; /* cpu, memory, io */
-    uint8_t generation;  /* see ledger_prefix */
-    uint64_t group_id;   /* see LEDGER_MARK_GROUP */
+    uint64_t
+        io_base[2]; /* what was read and written before; a block device counts from its own begin */
+    uint8_t generation; /* see ledger_prefix */
+    uint64_t group_id;  /* see LEDGER_MARK_GROUP */
 };
 
 /* A line's key and where its number goes. */
@@ -50,6 +52,8 @@ int parse_pressure(const char *text, size_t length, uint64_t *some_us, uint64_t 
 
 /* Fill the record's values and set a GAP flag for each that cannot be read or parsed. */
 void read_sample(const struct cgroup_files *files, struct ledger_sample *sample);
+/* Block I/O counts from here on. */
+void set_io_base(struct cgroup_files *files);
 void read_slow(const struct cgroup_files *files, struct ledger_slow *slow);
 void read_pressure(const struct cgroup_files *files, struct ledger_pressure *pressure);
 int read_network(int fd, struct ledger_network *record);

@@ -68,6 +68,7 @@ struct meter {
     uint32_t slow_every_s;
     uint32_t sync_every_s;
     struct moment shift;    /* of the clocks; 0 but in tests */
+    int64_t wall_ahead_ns;  /* of the monotonic clock, as of the begin of this sweep or call */
     struct moment last_due; /* what the clocks said when the last sweep was due */
     int has_last_due;
     pthread_t thread;
@@ -92,12 +93,15 @@ static int64_t monotonic_now_ns(const struct meter *meter) {
     return now_ns(CLOCK_MONOTONIC) + meter->shift.monotonic_ns;
 }
 
-static struct moment read_clocks(const struct meter *meter) {
-    return (struct moment){
+/* Once for each sweep or call, with the lock; samples in it read one clock and add. */
+static struct moment read_clocks(struct meter *meter) {
+    struct moment now = {
         .wall_ns = wall_now_ns(meter),
         .monotonic_ns = monotonic_now_ns(meter),
         .boottime_ns = now_ns(CLOCK_BOOTTIME) + meter->shift.boottime_ns,
     };
+    meter->wall_ahead_ns = now.wall_ns - now.monotonic_ns;
+    return now;
 }
 
 static struct task *find_task(struct meter *meter, const char *task_id) {
@@ -157,11 +161,12 @@ static void append_slow(struct meter *meter, struct task *task, const struct gro
 }
 
 static void append_network(struct meter *meter, struct task *task) {
+    int64_t monotonic_ns = monotonic_now_ns(meter);
     struct ledger_network network = {
         .prefix = {.kind = LEDGER_NETWORK,
                    .container = LEDGER_TASK,
-                   .wall_ns = (uint64_t)wall_now_ns(meter),
-                   .monotonic_ns = (uint64_t)monotonic_now_ns(meter)},
+                   .wall_ns = (uint64_t)(monotonic_ns + meter->wall_ahead_ns),
+                   .monotonic_ns = (uint64_t)monotonic_ns},
     };
     if (read_network(task->network_fd, &network) == 0)
         (void)append(meter, task, &network); /* without one it is not there: never a 0 */
@@ -170,13 +175,14 @@ static void append_network(struct meter *meter, struct task *task) {
 static int sample_group(struct meter *meter, struct task *task, struct group *group, uint8_t flags,
                         int64_t late_ns, int slow) {
     int64_t late_100us = late_ns / 100000;
+    int64_t monotonic_ns = monotonic_now_ns(meter);
     struct ledger_sample sample = {
         .prefix = {.kind = LEDGER_SAMPLE,
                    .container = group->container,
                    .flags = flags,
                    .generation = group->files.generation,
-                   .wall_ns = (uint64_t)wall_now_ns(meter),
-                   .monotonic_ns = (uint64_t)monotonic_now_ns(meter)},
+                   .wall_ns = (uint64_t)(monotonic_ns + meter->wall_ahead_ns),
+                   .monotonic_ns = (uint64_t)monotonic_ns},
         .late_100us = late_100us > UINT16_MAX ? UINT16_MAX : (uint16_t)late_100us,
     };
     if (!group->sampled)
@@ -473,6 +479,7 @@ int meter_add_group(struct meter *meter, const char *task_id, uint8_t container,
         result = group->active ? -EEXIST : segment_reserve(&task->segment);
         if (result == 0) {
             *group = (struct group){.active = 1, .container = container, .files = *files};
+            set_io_base(&group->files);
             struct moment now = read_clocks(meter);
             result = append_mark(meter, task, &now, container, files->generation, LEDGER_MARK_GROUP,
                                  (int64_t)files->group_id);
@@ -505,6 +512,7 @@ int meter_sample_task(struct meter *meter, const char *task_id) {
     struct task *task = find_task(meter, task_id);
     if (task != NULL) {
         (void)segment_reserve(&task->segment); /* the append tells whether there is room */
+        (void)read_clocks(meter);
         result = sample_groups(meter, task, LEDGER_EXTRA, 0, has_slow(meter));
     }
     pthread_mutex_unlock(&meter->mutex);
@@ -520,6 +528,7 @@ int meter_end_group(struct meter *meter, const char *task_id, uint8_t container)
     struct group *group = slot == NULL ? NULL : *slot;
     if (group != NULL && group->active) {
         (void)segment_reserve(&task->segment);
+        (void)read_clocks(meter);
         result = sample_group(meter, task, group, LEDGER_EXTRA | LEDGER_LAST, 0, has_slow(meter));
         files = group->files;
         group->active = 0;
@@ -541,6 +550,7 @@ int meter_remove_task(struct meter *meter, const char *task_id) {
             continue;
         task = *link;
         (void)segment_reserve(&task->segment);
+        (void)read_clocks(meter);
         result = sample_groups(meter, task, LEDGER_EXTRA | LEDGER_LAST, 0, has_slow(meter));
         *link = task->next;
         break;

@@ -8,7 +8,8 @@ more than was measured, so its CPU is not made smaller.
 
 from __future__ import annotations
 
-from decimal import Decimal
+import functools
+from decimal import Decimal, localcontext
 
 import msgspec
 
@@ -45,6 +46,20 @@ def hourly_cost(cpu_units: int, memory_mib: int, rates: Rates) -> Decimal:
     return (cpu_units * rates.vcpu_hour + memory_mib * rates.gb_hour) / 1024
 
 
+@functools.lru_cache(maxsize=16)
+def _sizes_by_cost(rates: Rates) -> tuple[tuple[Decimal, int, int], ...]:
+    """Cost of an hour, CPU units and MiB of each size, cheapest first."""
+    with localcontext() as context:
+        context.prec = 50  # whoever calls
+        return tuple(
+            sorted(
+                (hourly_cost(units, mib, rates), units, mib)
+                for units, sizes in SIZES.items()
+                for mib in sizes
+            )
+        )
+
+
 def right_size(
     *,
     cpu_units: int,
@@ -63,14 +78,15 @@ def right_size(
     if throttled:
         wanted_units = max(wanted_units, Decimal(cpu_units))
     wanted_bytes = usage.memory_peak_bytes * (1 + margin)
-    fitting = [
-        (hourly_cost(units, mib, rates), units, mib)
-        for units, sizes in SIZES.items()
-        for mib in sizes
-        if units >= wanted_units and mib * 2**20 >= wanted_bytes
-    ]
     now = hourly_cost(cpu_units, memory_mib, rates)
-    best = min(fitting, default=None)
+    best = next(
+        (
+            size
+            for size in _sizes_by_cost(rates)
+            if size[1] >= wanted_units and size[2] * 2**20 >= wanted_bytes
+        ),
+        None,
+    )
     return RightSizing(
         cpu_p99_vcpu=p99,
         memory_peak_bytes=usage.memory_peak_bytes,

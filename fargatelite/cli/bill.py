@@ -233,6 +233,7 @@ def command(
         own_prices=prices,
         margin=margin,
         capacity="FARGATE_SPOT" if spot else "FARGATE",
+        with_arns=output == "cur",
     )
     if output in ("focus", "cur"):
         _export(billed, output)

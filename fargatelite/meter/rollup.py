@@ -289,7 +289,9 @@ class _RowReader:
         elif kind == _TRAFFIC_KIND:
             figures = _TRAFFIC.unpack(row)[4:15]
             traffic = Traffic(**dict(zip(Traffic.__struct_fields__, figures, strict=True)))
-            self._traffic.setdefault(name, Traffic()).add(traffic)
+            known = self._traffic.setdefault(name, traffic)
+            if known is not traffic:
+                known.add(traffic)
         elif kind == _MARK_KIND:
             mark, _, value, wall_ns, _ = _MARK.unpack(row)[4:9]
             if mark == MarkType.STEP:

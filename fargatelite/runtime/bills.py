@@ -86,8 +86,9 @@ def bill_task(
     own_prices: str | None = None,
     margin: Decimal = DEFAULT_MARGIN,
     capacity: Capacity = "FARGATE",
+    with_arns: bool = False,
 ) -> BilledTask:
-    """The bill of a task and whose it is; up to now while it runs.
+    """The bill of a task and whose it is; up to now while it runs. `with_arns`: of containers too.
 
     A task without a ledger (it never came so far) has a charge and unknown usage.
     Raises: ConfigurationInvalid for an unknown price; StateCorrupt for a ledger without a header.
@@ -108,18 +109,23 @@ def bill_task(
         cpu_units=life.cpu_units,
         memory_mib=life.memory_mib,
         cpu_architecture=life.cpu_architecture,
-        container_arns={
-            container.name: names.container_arn(
-                facts.region,
-                facts.account,
-                facts.cluster,
-                task_id,
-                container_uuid(record.state, container.name),
-            )
-            for container in record.state.containers
-        },
+        container_arns=_container_arns(record) if with_arns else {},
         begin_ns=interval[0] if interval is not None else None,
     )
+
+
+def _container_arns(record: TaskRecord) -> dict[str, str]:
+    facts, task_id = record.facts, names.TaskId(record.task_id)
+    return {
+        container.name: names.container_arn(
+            facts.region,
+            facts.account,
+            facts.cluster,
+            task_id,
+            container_uuid(record.state, container.name),
+        )
+        for container in record.state.containers
+    }
 
 
 def bill_tasks(
@@ -131,6 +137,7 @@ def bill_tasks(
     own_prices: str | None = None,
     margin: Decimal = DEFAULT_MARGIN,
     capacity: Capacity = "FARGATE",
+    with_arns: bool = False,
 ) -> Iterator[BilledTask]:
     """Bills of those tasks whose charge begins in [since, until); without bounds also of tasks
     that have none."""
@@ -140,4 +147,11 @@ def bill_tasks(
             continue
         if until_ns is not None and (begin_ns is None or begin_ns >= until_ns):
             continue
-        yield bill_task(settings, record, own_prices=own_prices, margin=margin, capacity=capacity)
+        yield bill_task(
+            settings,
+            record,
+            own_prices=own_prices,
+            margin=margin,
+            capacity=capacity,
+            with_arns=with_arns,
+        )

@@ -129,13 +129,15 @@ def test_a_throttled_group_says_so(
     group = driver.create(f"{path}/held", CgroupLimits(cpu_quota_us=20_000))
     sampler.add_container(TASK, "held", group)
     started = time.monotonic()
-    run_inside(group, burn(0.4))
+    spent_s = run_inside(group, burn(0.4))
     lived_s = time.monotonic() - started
     sampler.remove_container(TASK, "held")
     usage = summarise(read_ledger(tmp_path / "t.ledger"))["held"]
-    assert usage.cpu_ns / 1e9 == pytest.approx(0.2 * lived_s, rel=0.25)
+    assert usage.cpu_ns / 1e9 == pytest.approx(spent_s, abs=0.05)
+    assert usage.cpu_ns / 1e9 < 0.25 * lived_s
     assert usage.throttled_periods > 0.5 * usage.periods > 5
-    assert usage.throttled_ns > 0.4 * lived_s * 1e9
+    # How long it waits beyond that is the machine's: a busy one lets it run less often.
+    assert usage.throttled_ns > 0.1 * lived_s * 1e9
 
 
 def test_many_groups_come_and_go(driver: Driver, path: str, tmp_path: Path) -> None:

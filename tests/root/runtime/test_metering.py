@@ -13,14 +13,13 @@ from fargatelite.meter.rollup import read_task_usage, rollup_path
 from fargatelite.meter.usage import measure
 from fargatelite.runtime.metrics import expose
 from fargatelite.runtime.usage import ledger_of
-from tests.fixtures.images import RunningRegistry
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
 WRITTEN_MIB = 64
 
 
 @pytest.fixture
-def definition(registry: RunningRegistry) -> dict[str, object]:
+def definition(busybox: str) -> dict[str, object]:
     script = (
         f"dd if=/dev/zero of=/big bs=1048576 count={WRITTEN_MIB} conv=fsync 2>/dev/null; "
         "while [ ! -e /stop ]; do sleep 0.1; done"
@@ -34,7 +33,7 @@ def definition(registry: RunningRegistry) -> dict[str, object]:
         "containerDefinitions": [
             {
                 "name": "app",
-                "image": registry.image("busybox"),
+                "image": busybox,
                 "entryPoint": ["/bin/sh", "-c"],
                 "command": [script],
                 "stopTimeout": 2,
