@@ -1,16 +1,16 @@
 """What does one tick of the meter cost, beside a bare C loop of the same preads, and beside Python?
 
 The three alternate in one run. Run as root; TASKS groups are made and removed. The tick
-also writes a record with its CRC into each task's ledger.
+also writes a record with its CRC into each task's ledger. `make bench-meter` tells more.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-import time
 from pathlib import Path
 
+from meter import python_sweep_ns
 from report import BENCH, Table
 
 from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits
@@ -22,17 +22,6 @@ TASKS = 50
 ROUNDS = 100
 WARM_UP = 5
 SWEEPS = 100
-
-
-def python_sweep_ns(groups: list[Cgroup]) -> float:
-    """One sweep with open().read(), in ns."""
-    started_ns = time.perf_counter_ns()
-    for group in groups:
-        for file in (group.cpu_usage_file, group.memory_usage_file, group.memory_peak_file):
-            if file is not None:
-                with open(file) as stream:
-                    stream.read()
-    return float(time.perf_counter_ns() - started_ns)
 
 
 def measure(sampler: Sampler, groups: list[Cgroup], rounds: int) -> tuple[list[float], ...]:
@@ -53,7 +42,7 @@ def run(rounds: int = ROUNDS) -> Table:
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     path = f"fargatelite/test-bench-{os.getpid()}"
     groups: list[Cgroup] = []
-    sampler = Sampler()
+    sampler = Sampler(slow_every_s=0)
     table = Table("meter", "us per group")
     table.start(
         f"{TASKS} groups of cgroup v{driver.version}, each value the mean of {SWEEPS} ticks"

@@ -7,7 +7,7 @@ set -eu -o pipefail
 here=$(dirname "$(readlink -f "$0")")
 out=$(readlink -m "$1")
 pip="$here/../../.venv/bin/python -m pip --quiet --disable-pip-version-check"
-if [ -e "$out/done" ] && [ -z "$(find "$here" -newer "$out/done" -print -quit)" ]; then exit 0; fi
+if [ -e "$out/done" ] && [ -z "$(find "$here"/build.sh "$here"/requirements.txt -newer "$out/done" -print -quit)" ]; then exit 0; fi
 rm -rf "$out"
 mkdir -p "$out/root/site" "$out/sdist"
 $pip install --target "$out/root/site" --no-deps --only-binary=:all: --python-version 3.13 \

@@ -77,8 +77,9 @@ def test_the_validator_takes_our_rows(
     with fargatelite_run(definition, settings) as task:
         task.wait(timeout=600)
         text = "\n".join(line.text.decode() for line in task.logs("validator"))
+    assert task.stop_code == "EssentialContainerExited", task.stopped_reason
     total = re.search(r"Total: (\d+) \| Pass: (\d+) \| Fail: (\d+)", text)
-    assert total is not None, text
+    assert total is not None, (task.exit_code, task.stopped_reason, text)
     failed = set(re.findall(r"^❌ (\S+): FAIL", text, re.MULTILINE))
     assert failed == CONTRADICTORY, text
     assert int(total[2]) > 250

@@ -21,7 +21,7 @@ WRITTEN_MIB = 64
 @pytest.fixture
 def definition(busybox: str) -> dict[str, object]:
     script = (
-        f"dd if=/dev/zero of=/big bs=1048576 count={WRITTEN_MIB} conv=fsync 2>/dev/null; "
+        f"dd if=/dev/zero of=/data/big bs=1048576 count={WRITTEN_MIB} conv=fsync 2>/dev/null; "
         "while [ ! -e /stop ]; do sleep 0.1; done"
     )
     return {
@@ -30,6 +30,7 @@ def definition(busybox: str) -> dict[str, object]:
         "requiresCompatibilities": ["FARGATE"],
         "cpu": "256",
         "memory": "512",
+        "volumes": [{"name": "data"}],
         "containerDefinitions": [
             {
                 "name": "app",
@@ -37,6 +38,8 @@ def definition(busybox: str) -> dict[str, object]:
                 "entryPoint": ["/bin/sh", "-c"],
                 "command": [script],
                 "stopTimeout": 2,
+                # A writable layer may keep what is synced in memory; a volume does not.
+                "mountPoints": [{"sourceVolume": "data", "containerPath": "/data"}],
             }
         ],
     }
