@@ -223,7 +223,7 @@ def start_task(
         definition,
         machine.new_state(definition, task_id, time.time_ns()),
         request,
-        sampler=get_sampler(),
+        sampler=get_sampler(settings),
         timeline=timeline,
         on_event=on_event,
         on_finished=on_finished,

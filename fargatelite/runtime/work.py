@@ -31,6 +31,7 @@ from fargatelite.runtime.inputs import TaskInputs
 from fargatelite.runtime.reasons import reason_of
 from fargatelite.runtime.secret_files import SecretFiles
 from fargatelite.runtime.trace import Timeline
+from fargatelite.runtime.usage import meter_network, roll_up_ledger, sampled_group
 from fargatelite.runtime.volumes import list_mounts, prepare_volumes
 from fargatelite.sandbox.compile import ContainerSpec, compile_container, compile_guest
 from fargatelite.sandbox.mounts import VolumeMount
@@ -145,8 +146,11 @@ class TaskWork:
                 cpu_units=self.definition.cpu_units,
                 memory_mib=self.definition.memory_mib,
             ),
-            launched.cgroup,
+            sampled_group(self.settings, self.run.task_id, launched.cgroup),
         )
+        if self.definition.has_own_network:
+            netns_fd = launched.ready.network_namespace
+            meter_network(self.sampler, self.run.task_id, netns_fd)
 
     def reattach(self, recorded: TaskRecord) -> Found:
         """Connects to what a supervisor that is gone has left: shim, groups, ledger, endpoint,
@@ -432,7 +436,8 @@ class TaskWork:
         self._close_endpoint()
         try:
             self.sampler.remove(self.run.task_id)  # takes the last sample
-        except OSError as error:
+            roll_up_ledger(self.settings, self.run.task_id)
+        except (FargateliteError, OSError) as error:
             logger.error("task %s: ledger: %s", self.run.task_id, error)
 
         if self.logs is not None:
