@@ -30,7 +30,7 @@ def command(settings: Settings, listen: tuple[str, int] | None) -> None:
 
     \b
     Example:
-      fargatelite metrics --listen 127.0.0.1:9400
+      fargatelite metrics --listen localhost:9400
     """
     from fargatelite.runtime.metrics import expose, make_registry
 

@@ -7,7 +7,8 @@ set -eu -o pipefail
 here=$(dirname "$(readlink -f "$0")")
 out=$(readlink -m "$1")
 pip="$here/../../.venv/bin/python -m pip --quiet --disable-pip-version-check"
-if [ -e "$out/done" ] && [ -z "$(find "$here"/build.sh "$here"/requirements.txt -newer "$out/done" -print -quit)" ]; then exit 0; fi
+stamp=$(cat "$here/build.sh" "$here/requirements.txt" | sha256sum)
+if [ "$(cat "$out/done" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 rm -rf "$out"
 mkdir -p "$out/root/site" "$out/sdist"
 $pip install --target "$out/root/site" --no-deps --only-binary=:all: --python-version 3.13 \
@@ -26,4 +27,4 @@ umoci new --image "$out/image:1"
 umoci raw add-layer --image "$out/image:1" "$out/root.tar"
 umoci config --image "$out/image:1" --os linux --architecture amd64 --config.workingdir /site
 rm -rf "$out/root" "$out/root.tar"
-touch "$out/done"
+echo "$stamp" > "$out/done"
