@@ -14,7 +14,7 @@ import pytest
 import fargatelite
 from fargatelite import Settings
 from tests.fixtures.cli import CommandLine
-from tests.fixtures.images import RunningRegistry
+from tests.fixtures.images import RunningRegistry, tar_layer
 from tests.fixtures.lives import write_life
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
@@ -45,14 +45,14 @@ def test_the_validator_takes_our_rows(
             tags={"team": f"t{number}"} if number else {},
             begin_ns=(1_796_083_200 - 900 * number) * 10**9,
         )
-    csv = tmp_path / "layer" / "focus.csv"
-    csv.parent.mkdir()
-    csv.write_text(fargatelite("bill", "--output", "focus").stdout)
+    rows = fargatelite("bill", "--output", "focus").stdout.encode()
+    layer = tmp_path / "layer.tar"  # `umoci insert` of Debian 12 leaves a tar's padding out
+    layer.write_bytes(tar_layer({"focus.csv": rows}))
     layout = ROOT / "build" / "focus"
     subprocess.run([ROOT / "tests" / "focus" / "build.sh", layout], check=True)
-    image = f"{layout}/image:1"
     subprocess.run(
-        ["umoci", "insert", "--image", image, "--tag", "2", str(csv), "/focus.csv"], check=True
+        ["umoci", "raw", "add-layer", "--image", f"{layout}/image:1", "--tag", "2", str(layer)],
+        check=True,
     )
     reference = registry.push(layout / "image", "focus", "2")
     definition = {

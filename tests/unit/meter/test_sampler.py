@@ -421,6 +421,41 @@ def test_segments_are_written_back(tmp_path: Path) -> None:
         sampler.remove(TASK)
 
 
+_text = st.one_of(
+    st.binary(max_size=300),
+    st.lists(
+        st.sampled_from(
+            [b"nr_periods", b"nr_throttled", b" ", b"\n", b"1", b"9" * 20, b":", b"lo", b"eth1:",
+             b" rbytes=", b" wbytes=", b"some", b" total=", b"full"]
+        ),
+        max_size=60,
+    ).map(b"".join),
+)  # fmt: skip
+
+
+@given(_text)
+def test_no_text_makes_a_parser_read_beyond_it(text: bytes) -> None:
+    """Under the address sanitizer this would tell more; here: no crash, and errors are errors."""
+    ffi, lib = EXTENSION.ffi, EXTENSION.lib
+    network = ffi.new("struct ledger_network *")
+    one, two = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+    for result in (
+        lib.parse_network(text, len(text), network),
+        lib.parse_block_stat(text, len(text), one, two),
+        lib.parse_io_v2(text, len(text), one, two),
+        lib.parse_pressure(text, len(text), one, two),
+    ):
+        assert result <= 0
+
+
+def test_a_block_devices_stat_is_in_sectors() -> None:
+    ffi, lib = EXTENSION.ffi, EXTENSION.lib
+    one, two = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+    text = b"  495004    53500 20258414   306327  1327689   635429 106255432  1019210  0 1 2\n"
+    assert lib.parse_block_stat(text, len(text), one, two) == 0
+    assert (one[0], two[0]) == (20258414 * 512, 106255432 * 512)
+
+
 @given(st.binary(max_size=64))
 def test_crc_is_the_usual_one(data: bytes) -> None:
     assert EXTENSION.lib.ledger_crc32(data, len(data)) == zlib.crc32(data)
