@@ -332,7 +332,8 @@ def draw(points: list[dict[str, Any]]) -> str:
         out += [f'<circle class="{css_class}" cx="{x(point["groups"]):.1f}" '
                 f'cy="{y(point[key]):.1f}" r="2.5"/>' for point in points]  # fmt: skip
     out.append(f'<text x="{(left + width - 130) / 2}" y="{height - 6}" text-anchor="middle">'
-               "groups in one sweep</text></svg>\n")  # fmt: skip
+               "groups in one sweep; dashed: the bare preads of the same files in C"
+               "</text></svg>\n")  # fmt: skip
     return "".join(out)
 
 
