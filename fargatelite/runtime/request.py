@@ -188,7 +188,7 @@ def adopt_task(
             address=recorded.address,
             trace=recorded.trace,
         ),
-        sampler=get_sampler(),
+        sampler=get_sampler(settings),
         timeline=Timeline(),
         on_event=None,
         on_finished=on_finished,
