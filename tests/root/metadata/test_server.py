@@ -16,7 +16,7 @@ from fargatelite.errors import NetworkFailed
 from fargatelite.metadata.server import MetadataServer
 from fargatelite.metadata.shapes import MetadataTask
 from fargatelite.network.namespaces import run_in_namespace
-from tests.fixtures.patience import patient
+from tests.fixtures.patience import FACTOR, patient
 
 from .conftest import Task, new_namespace
 
@@ -78,6 +78,7 @@ def test_a_web_server_of_the_task_has_port_80(new_task: NewTask) -> None:
         assert task.ask("GET", f"/v4/{task.source.runtime_id}")[0] == 200
 
 
+@pytest.mark.skipif(FACTOR > 1, reason="a slow machine asks at a rate that is allowed")
 def test_more_than_the_burst_is_refused(new_task: NewTask) -> None:
     task, calm = new_task(), new_task()
     statuses = [task.ask("GET", "/v4/x")[0] for _ in range(150)]
@@ -93,7 +94,7 @@ def test_slow_clients_hold_up_nobody_and_are_dropped(new_task: NewTask) -> None:
         for client in slow:
             client.sendall(b"GET /v4")
         assert other.ask("GET", f"/v4/{other.source.runtime_id}")[0] == 200
-        slow[0].settimeout(10)
+        slow[0].settimeout(patient(10))
         assert slow[0].recv(1) == b""
     finally:
         for client in slow:
