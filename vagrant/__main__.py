@@ -67,7 +67,7 @@ def _test(name: str, marker: str, arguments: list[str]) -> int:
 def _test_command(guest: str, marker: str, arguments: list[str]) -> str:
     """The shell command that runs the marked tests inside; with `arguments` those instead."""
     factor = os.environ.get("FARGATELITE_TEST_TIMEOUT_FACTOR", str(FACTOR))
-    chosen = arguments or ["tests/root"]
+    chosen = arguments or [GUESTS[guest].tests]
     pytest = [
         "python3", "-m", "pytest", "-p", "no:cacheprovider", "-m", marker, "--timeout=600",
         "--color=yes", "-v", "--junitxml=/results/junit.xml", *chosen,

@@ -37,6 +37,7 @@ class Guest:
     why: str
     systemd: bool = False
     """Whether systemd is PID 1, and tests run as one of its services with delegation."""
+    tests: str = "tests/root"
     take_away: tuple[str, ...] = ()
     """Features that guest-run removes before the tests: its words for `take_away=`."""
 
@@ -74,7 +75,8 @@ GUESTS = {
     "nofeatures": Guest(
         user_space="bookworm",
         kernel="linux-image-6.12-cloud-amd64",
-        take_away=("erofs", "nftables", "userns"),
+        tests="tests/root/host",
+        take_away=("erofs", "nftables"),
         why="no EROFS, no nftables, no user namespaces: fallbacks and messages",
     ),
     "newest": Guest(

@@ -172,8 +172,14 @@ def is_in_force(slot: Slot) -> bool:
     return (slot.host_interface, slot.address) in list_admitted()
 
 
+_NO_NFTABLES = "cache initialization failed: Invalid argument"
+"""libnftables' words where netfilter's netlink knows no nf_tables."""
+
+
 def _exists(context: Any) -> bool:
     code, output, error = context.cmd("list tables inet")
+    if code != 0 and _NO_NFTABLES in error:
+        return False  # so nothing of ours is to be removed
     if code != 0:
         raise NetworkFailed(f"cannot list nftables tables: {error.strip()}")
     family, name = TABLE.split()
@@ -206,6 +212,11 @@ def _flatten(element: Any) -> tuple[str, ...]:
 
 def _run(context: Any, commands: str) -> str:
     code, output, error = context.cmd(commands)
+    if code != 0 and _NO_NFTABLES in error:
+        raise HostUnsupported(
+            "this kernel has no nftables: load the module nf_tables, or use a kernel with "
+            "CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"
+        )
     if code != 0:
         raise NetworkFailed(
             f"nftables refused {commands.splitlines()[0]!r}: {error.strip()}", path=TABLE

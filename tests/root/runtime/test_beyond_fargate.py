@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from fargatelite import InvalidTaskDefinition, Settings, run_task
+from fargatelite.cgroups.v2 import cpu_weight
 from fargatelite.errors import ConfigurationInvalid
 from fargatelite.network.slot import slot_for
 from fargatelite.settings import BeyondFargate
+from tests.fixtures.host import read_limit
 from tests.fixtures.patience import patient
 
 pytestmark = [pytest.mark.root, pytest.mark.registry, pytest.mark.vm]
@@ -51,13 +52,10 @@ def test_cpu_burst_is_shares_without_a_quota(settings: Settings, busybox: str) -
     for keys, quota in (({}, "25000"), ({"cpu_burst": True}, "-1")):
         with run_task(document(busybox, "sleep 300"), settings=granting(settings, **keys)) as task:
             task.until("RUNNING", TIMEOUT_S)
-            group = Path("/sys/fs/cgroup/cpu/fargatelite", task.id)
-            unified = Path("/sys/fs/cgroup/fargatelite", task.id, "cpu.max")
-            if unified.exists():
-                assert unified.read_text().split()[0] == quota.replace("-1", "max")
-            else:
-                assert (group / "cpu.cfs_quota_us").read_text().strip() == quota
-                assert (group / "cpu.shares").read_text().strip() == "256"
+            limit = read_limit(task.id, v1="cpu/cpu.cfs_quota_us", v2="cpu.max")
+            assert limit.replace("max", "-1") == quota
+            shares = read_limit(task.id, v1="cpu/cpu.shares", v2="cpu.weight")
+            assert shares in ("256", str(cpu_weight(256)))
 
 
 def test_a_fixed_address(settings: Settings, busybox: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from fargatelite import Settings, run_task
+from fargatelite.cgroups.v2 import cpu_weight
+from tests.fixtures.host import read_limit
 from tests.fixtures.images import RunningRegistry, build_oci_layout, busybox_files, tar_layer
 from tests.fixtures.patience import patient
 
@@ -29,24 +31,19 @@ def document(image: str, script: str, *, task: Any = None, **more: Any) -> dict[
     }  # fmt: skip
 
 
-def value_of(task_id: str, v1: str, v2: str) -> int:
-    """A file of the container's group, of whichever hierarchy this host has."""
-    controller, _, name = v1.partition("/")
-    old = Path("/sys/fs/cgroup", controller, "fargatelite", task_id, "c", name)
-    new = Path("/sys/fs/cgroup/fargatelite", task_id, "c", v2)
-    return int((old if old.exists() else new).read_text().split()[0])
-
-
 @pytest.mark.field("containerDefinitions[].cpu", "containerDefinitions[].memoryReservation")
 def test_shares_and_reservation(settings: Settings, busybox: str) -> None:
     with run_task(
         document(busybox, "sleep 300", cpu=256, memoryReservation=100), settings=settings
     ) as task:
         task.until("RUNNING", TIMEOUT_S)
-        assert value_of(task.id, "cpu/cpu.shares", "cpu.weight") in (256, 10)
-        assert value_of(
-            task.id, "memory/memory.soft_limit_in_bytes", "memory.low"
-        ) == 100 * 2**20  # fmt: skip
+        assert read_limit(task.id, "c", v1="cpu/cpu.shares", v2="cpu.weight") in (
+            "256", str(cpu_weight(256)),
+        )  # fmt: skip
+        soft = read_limit(
+            task.id, "c", v1="memory/memory.soft_limit_in_bytes", v2="memory.low"
+        )  # fmt: skip
+        assert soft == str(100 * 2**20)
 
 
 @pytest.mark.field("containerDefinitions[].healthCheck.timeout")
