@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -417,9 +418,12 @@ class Shim:
             case Ready() as ready:
                 return ready
             case ProcessFailed(failure=failure):
+                # ENOSPC is user.max_user_namespaces (user_namespaces(7)), EINVAL a kernel without.
+                lacks_user = failure.errno in (errno.ENOSPC, errno.EINVAL)
+                hint = "allow user namespaces (sysctl user.max_user_namespaces)" * lacks_user
                 raise SandboxFailed(
                     f"cannot prepare the task's namespaces: {failure.call} {failure.path}: "
-                    f'{os.strerror(failure.errno)}; see "fargatelite check"',
+                    f"{os.strerror(failure.errno)}; {hint or 'see `fargatelite check`'}",
                     call=failure.call,
                     errno=failure.errno,
                     path=failure.path,

@@ -122,6 +122,11 @@ def admit(slot: Slot, interfaces: Sequence[str], publish: Sequence[PortPublicati
     with _locked() as context:
         rules = "" if _exists(context) else _RULES % {"gateway": slot.gateway}
         code, _, error = context.cmd(rules + "\n".join(elements))
+        if code != 0 and _NO_NFTABLES in error:
+            raise HostUnsupported(
+                "this kernel has no nftables: load the module nf_tables, or use a kernel with "
+                "CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"
+            )
         if code != 0:
             action = f"set the firewall up for {slot.host_interface}"
             if publish and "exist" in error.lower():
@@ -212,11 +217,6 @@ def _flatten(element: Any) -> tuple[str, ...]:
 
 def _run(context: Any, commands: str) -> str:
     code, output, error = context.cmd(commands)
-    if code != 0 and _NO_NFTABLES in error:
-        raise HostUnsupported(
-            "this kernel has no nftables: load the module nf_tables, or use a kernel with "
-            "CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"
-        )
     if code != 0:
         raise NetworkFailed(
             f"nftables refused {commands.splitlines()[0]!r}: {error.strip()}", path=TABLE
