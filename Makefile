@@ -14,6 +14,7 @@ APT_DEMO := mmdebstrap umoci skopeo docker-registry
 APT_TEST := busybox-static openssl erofs-utils attr libcap2-bin iproute2 nftables zstd clang-format chromium
 APT_BENCH := crun runc podman
 APT_VM := qemu-system-x86 mmdebstrap e2fsprogs debian-archive-keyring git
+APT_VAGRANT := vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients dnsmasq-base iptables qemu-utils rsync
 
 .PHONY: help
 help: ## List the targets.
@@ -56,6 +57,26 @@ test-vm-all: build ## The same in every guest, one after the other.
 test-focus: build ## Check FOCUS exports with focus-validator, run as a task; builds its image first.
 	@$(call apt,$(APT_DEMO) $(APT_TEST))
 	$(PY) -m pytest tests/focus
+
+.PHONY: hosts
+hosts: build ## Rewrite docs/hosts.md from what each guest's check says.
+	@$(call apt,$(APT_VM))
+	$(PY) -m vagrant hosts
+
+.PHONY: wheel
+wheel: build ## A wheel and an sdist into dist/.
+	rm -rf dist
+	$(PY) -m pip wheel -qq --no-deps --no-build-isolation --wheel-dir dist .
+	$(PY) -m hatchling build -t sdist
+
+.PHONY: box
+box: build ## Build the box of vagrant/Vagrantfile.
+	@$(call apt,$(APT_VM) $(APT_VAGRANT))
+	$(PY) -m vagrant box
+
+.PHONY: test-vagrant
+test-vagrant: box ## The Vagrantfile for real: up, a few tests, destroy.
+	vagrant/test-vagrant
 
 .PHONY: lint
 lint: build ## ruff, mypy, import directions, C format.

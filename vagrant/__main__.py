@@ -1,4 +1,4 @@
-"""`python -m vagrant test|test-all|run|build|list`: what the make targets call."""
+"""`python -m vagrant test|test-all|run|build|box|hosts|list`: what the make targets call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from vagrant.box import build_box
 from vagrant.guests import GUESTS
+from vagrant.hosts import write_hosts
 from vagrant.image import BUILD, build
 from vagrant.machine import NO_RESULT, run
 
@@ -33,11 +35,19 @@ def main() -> int:
     one.add_argument("shell")
     making = commands.add_parser("build", help="build a guest's image if it is stale")
     making.add_argument("guest", choices=GUESTS, nargs="?", default="default")
+    commands.add_parser("box", help="build the box for Vagrant if it is stale")
+    commands.add_parser("hosts", help="write docs/hosts.md from what every guest's check says")
     commands.add_parser("list", help="list the guests")
     parsed = parser.parse_args()
     if parsed.command == "list":
         for name, guest in GUESTS.items():
             print(f"{name:12}{guest.why}")
+        return 0
+    if parsed.command == "box":
+        print(build_box())
+        return 0
+    if parsed.command == "hosts":
+        print(write_hosts())
         return 0
     if parsed.command == "test-all":
         codes = [_test(name, "vm", []) for name in GUESTS]

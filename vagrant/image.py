@@ -23,6 +23,8 @@ __all__ = ["BUILD", "Built", "build"]
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "vagrant"
 BUILD = ROOT / "build" / "vm"
+INSECURE_KEY = HERE / "insecure.pub"
+"""Everybody's, published with Vagrant (keys/vagrant.pub of its source)."""
 DISK_BYTES = 8 << 30
 """Sparse; a guest's writes are thrown away."""
 
@@ -93,7 +95,10 @@ def _build(space: UserSpace, directory: Path) -> None:
     _install_python_packages(space, tree, directory)
     for name, source in _installed_files().items():
         shutil.copy2(source, tree / name)
+    _prepare_for_vagrant(tree)
     (tree / "etc/machine-id").write_text("")
+    (tree / "etc/hostname").write_text("vm\n")
+    (tree / "etc/hosts").write_text("127.0.0.1 localhost vm\n::1 localhost\n")
     _say(f"{space.suite}: disk")
     disk = directory / "root.ext4"
     with open(disk, "wb") as file:
@@ -266,6 +271,23 @@ def _collect_wheels(space: UserSpace, tree: Path, directory: Path) -> Path:
     for name in ("upper", "work", "builder", "sources"):
         shutil.rmtree(directory / name)
     return wheels
+
+
+def _prepare_for_vagrant(tree: Path) -> None:
+    """What Vagrant expects inside: a user with its key, sudo, sshd, DHCP on every interface."""
+    _run("chroot", str(tree), "useradd", "-m", "-s", "/bin/bash", "vagrant")
+    ssh = tree / "home/vagrant/.ssh"
+    ssh.mkdir(mode=0o700)
+    shutil.copy(INSECURE_KEY, ssh / "authorized_keys")
+    _run("chroot", str(tree), "chown", "-R", "vagrant:", "/home/vagrant/.ssh")
+    (tree / "etc/sudoers.d/vagrant").write_text("vagrant ALL=(ALL) NOPASSWD: ALL\n")
+    (tree / "etc/systemd/network/80-dhcp.network").write_text(
+        "[Match]\nName=en* eth*\n[Network]\nDHCP=yes\n"
+    )
+    _run("chroot", str(tree), "systemctl", "-q", "enable", "systemd-networkd")
+    _run("chroot", str(tree), "systemctl", "-q", "enable", "ssh")
+    for timer in ("apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer"):
+        _run("chroot", str(tree), "systemctl", "-q", "mask", timer)
 
 
 def _pip(command: str, *arguments: str) -> None:
