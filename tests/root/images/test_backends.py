@@ -94,10 +94,12 @@ def layout(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def stores(tmp_path: Path, clean_host: None) -> Iterator[dict[str, ImageStore]]:
+def stores(
+    tmp_path: Path, clean_host: None, erofs_backends: tuple[ImageBackend, ...]
+) -> Iterator[dict[str, ImageStore]]:
     made = {
         backend.value: ImageStore(tmp_path / backend.value, backend=backend)
-        for backend in (ImageBackend.FILE, ImageBackend.LOOP, ImageBackend.DIRECTORY)
+        for backend in (*erofs_backends, ImageBackend.DIRECTORY)
     }
     yield made
     for name, store in made.items():
@@ -111,8 +113,8 @@ def test_every_backend_shows_the_same_files(
     for name, store in stores.items():
         (image,) = store.load(layout)
         seen[name] = _describe(store.ensure_mounted(image, tmp_path / f"run-{name}", TASK))
-    assert seen["file"] == seen["loop"]
-    assert seen["file"] == seen["directory"]
+    assert len(seen) >= 2
+    assert all(found == seen["loop"] for found in seen.values())
     files = seen["directory"]
     assert "gone" not in files
     assert "folder/old" not in files
