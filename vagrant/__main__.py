@@ -85,6 +85,8 @@ def _test_command(guest: str, marker: str, arguments: list[str]) -> str:
     return (
         f"export FARGATELITE_TEST_TIMEOUT_FACTOR={shlex.quote(factor)}\n"
         f"export FARGATELITE_TEST_GUEST={shlex.quote(guest)}\n"
+        # /tmp may be a tmpfs (systemd of Debian 13), from which no EROFS can be mounted.
+        "export TMPDIR=/var/tmp\n"
         f"uname -rv\nexec {shlex.join(pytest)}\n"
     )
 
