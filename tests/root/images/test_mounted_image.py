@@ -5,6 +5,7 @@ Random stacks of layers, each with a seed: a failure names the one to run again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -13,6 +14,7 @@ import shutil
 import stat
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from fargatelite.images.image import ImageBackend
 from fargatelite.images.store import ImageStore
 from fargatelite.names import TaskId
 from tests.fixtures.images import build_oci_layout
+from tests.fixtures.patience import patient
 
 pytestmark = pytest.mark.root
 FSCK_VERSION = subprocess.run(
@@ -243,8 +246,18 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
     yield
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     assert not [line for line in mounts if str(tmp_path) in line]
-    loops = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
-    assert not [text for text in loops if str(tmp_path) in text]
+    # udev, where it runs, holds a device open while it looks at it.
+    deadline = time.monotonic() + patient(5)
+    while left := [text for text in _backing_files() if str(tmp_path) in text]:
+        assert time.monotonic() < deadline, left
+
+
+def _backing_files() -> list[str]:
+    found = []
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # it went away while we looked
+            found.append(path.read_text())
+    return found
 
 
 @pytest.mark.parametrize(
