@@ -55,14 +55,14 @@ def run(number):
         },
         settings=settings,
     ).until("RUNNING", 60)
-    all_run.wait(patient(60))
+    all_run.wait(600)
     while True:
         try:
             socket.create_connection((task.address, 80), 5).close()
             break
         except ConnectionRefusedError:
             assert task.last_status == "RUNNING"
-    code = task.wait(patient(60))
+    code = task.wait(600)
     text = b"".join(line.text + b"\\n" for line in task.logs("app")).decode()
     results.append([number, code, text, task.address, task.stopped_reason, task.id])
 
