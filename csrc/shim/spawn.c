@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sched.h>
+#include <linux/securebits.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -76,13 +77,38 @@ static void end_holder(pid_t pid, int hold[2]) {
     waitpid(pid, NULL, 0);
 }
 
+/* A holder whose namespaces are the work of `uid`. What a task uses up of inotify, message queues,
+ * queued signals and the like is charged beyond its own user namespace to whoever made that
+ * (ucounts): made by root, one task could take all that root and every other task have.
+ * Capabilities stay meanwhile, since hosts may refuse user namespaces to others. */
+static pid_t clone_holder_as(uid_t uid, uint64_t flags, int hold[2], int *pidfd,
+                             struct failure *failure) {
+    uid_t own = geteuid();
+    int bits = prctl(PR_GET_SECUREBITS);
+    if (bits < 0 || prctl(PR_SET_SECUREBITS, bits | SECBIT_NO_SETUID_FIXUP))
+        return FAIL(failure, "prctl", "PR_SET_SECUREBITS");
+    if (syscall(SYS_setresuid, -1, uid, -1))
+        return FAIL(failure, "setresuid", "owner of the task's user namespace");
+    pid_t pid = clone_holder(flags, hold, pidfd, failure);
+    /* Another effective user makes a process dumpable as fs.suid_dumpable says. */
+    if (syscall(SYS_setresuid, -1, own, -1) || prctl(PR_SET_SECUREBITS, bits) ||
+        prctl(PR_SET_DUMPABLE, 0)) {
+        int error = errno;
+        if (pid > 0)
+            end_holder(pid, hold);
+        return fail(failure, "setresuid", "back", error);
+    }
+    return pid;
+}
+
 /* The task's user namespace (ids 0..count-1 are base.. outside) and the network namespace that it
  * owns; open descriptors keep them. */
 int create_namespaces(struct shim *shim, uint64_t id_base, uint64_t id_count,
                       struct failure *failure) {
     int hold[2];
     cleanup_close int pidfd = -1;
-    pid_t pid = clone_holder(CLONE_NEWUSER | CLONE_NEWNET, hold, &pidfd, failure);
+    pid_t pid =
+        clone_holder_as((uid_t)id_base, CLONE_NEWUSER | CLONE_NEWNET, hold, &pidfd, failure);
     if (pid < 0)
         return pid;
     int result = write_map(pid, "uid_map", 0, id_base, id_count, failure);

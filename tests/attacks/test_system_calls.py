@@ -269,7 +269,7 @@ def test_i386_entry_is_there(attempts: Attempts) -> None:
 
 
 def test_i386_socketcall(attempts: Attempts) -> None:
-    """socketcall(2) has its family in memory: without the answer ENOSYS it is AF_ALG's back door."""
+    """socketcall(2) has its family in memory: without ENOSYS it is AF_ALG's back door."""
     attempts.need("i386_getpid", "OK")
     attempts.fail("i386_socketcall", "ENOSYS", without=ALONE, then={"EFAULT"})
 
