@@ -148,6 +148,7 @@ def hostile_task(ground: Settings, attack_image: str) -> Iterator[Task]:
         settings=ground,
     )  # fmt: skip
     with made as task:
+        task.until("RUNNING", TIMEOUT_S)
         yield task
 
 

@@ -17,7 +17,6 @@ from tests.attacks.conftest import (
     TIMEOUT_S,
     container,
     execute,
-    run_cli,
     task_of,
     text_of,
     until_line,
@@ -76,3 +75,70 @@ def test_queued_signals_are_the_tasks_own(ground: Settings, attack_image: str) -
     with two_tasks(ground, attack_image, "attack", "signals-hold") as (said, victim):
         assert said.endswith(errno.errorcode[errno.EAGAIN]), said
         assert count_of(execute(ground, victim, "attack", "signals")) == count_of(said)
+
+
+def run(settings: Settings, image: str, *command: str, **more: object) -> Task:
+    task = run_task(task_of(container(image, *command, **more)), settings=settings)
+    task.wait(TIMEOUT_S)
+    return task
+
+
+def test_fork_bomb(ground: Settings, attack_image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pids.max of the task's group (Linux 4.3). With the bound out of the way the same bomb makes
+    all that it wants; with it at 64 it ends there."""
+    assert text_of(run(ground, attack_image, "attack", "processes")) == "5000 0\n"
+    monkeypatch.setattr(launch, "PIDS_PER_TASK", 64)
+    assert text_of(run(ground, attack_image, "attack", "processes")) == "63 EAGAIN\n"
+
+
+@pytest.mark.parametrize(
+    "attempt", [("memory",), ("sockets",), ("fill", "/dev/shm/file"), ("inodes", "/dev/mqueue")]
+)
+def test_memory_bomb(ground: Settings, attack_image: str, attempt: tuple[str, ...]) -> None:
+    """Anonymous memory, kernel memory of unread sockets, files in memory: all of it is charged to
+    the container's group, and only that container pays."""
+    task = run(ground, attack_image, "attack", *attempt, memory=24, ulimits=[
+        {"name": "nofile", "softLimit": 1024, "hardLimit": 1024}])  # fmt: skip
+    said = text_of(task)
+    if attempt[0] in ("sockets", "inodes") and said:
+        assert said.split()[1] in {"EMFILE", "EACCES", "EPERM", "ENOSPC"}, said
+        return
+    assert task.exit_code == 137, said
+    assert "OutOfMemory" in (task.containers["app"].reason or ""), task.containers["app"].reason
+
+
+def test_files_in_memory_have_a_size(ground: Settings, attack_image: str) -> None:
+    """/dev/shm is 64 MiB (contract 4.3); /dev too, where anything may be made."""
+    script = "attack fill /dev/shm/a; attack fill /dev/a; attack fill /sys/fs/cgroup/a"
+    said = text_of(run(ground, attack_image, "sh", "-c", script)).splitlines()
+    assert said == ["64 ENOSPC", "64 ENOSPC", "EROFS"]
+
+
+def test_inodes_in_memory_are_charged(ground: Settings, attack_image: str) -> None:
+    """An endless number of empty files in /dev/shm: kernel memory (Linux 4.5)."""
+    task = run(ground, attack_image, "attack", "inodes", "/dev/shm", memory=24)
+    assert (task.exit_code, text_of(task)) == (137, "")
+
+
+def test_descriptors(ground: Settings, attack_image: str) -> None:
+    """As many as Fargate gives (contract 4.3), or this host may."""
+    limit = int(text_of(run(ground, attack_image, "sh", "-c", "ulimit -n")))
+    assert limit <= 65535
+    said = text_of(run(ground, attack_image, "attack", "descriptors-all"))
+    assert said == f"{limit - 3} EMFILE\n"
+
+
+def test_the_host_is_not_touched_by_a_full_log(
+    ground: Settings, attack_image: str, tmp_path: Path
+) -> None:
+    """A flood of output is bounded per container (`log_max_bytes`), whatever it writes."""
+    settings = Settings(
+        data_root=ground.data_root, run_root=ground.run_root, log_max_bytes=1 << 20, log_max_files=2
+    )
+    script = (
+        "i=0; while [ $i -lt 200 ]; do head -c 65536 /dev/zero | tr '\\0' x; echo; i=$((i+1)); done"
+    )
+    task = run(settings, attack_image, "sh", "-c", script)
+    assert task.exit_code == 0
+    kept = sum(path.stat().st_size for path in (settings.records / task.id / "logs").iterdir())
+    assert kept <= 3 << 20, "12.5 MiB were written"

@@ -1,0 +1,362 @@
+"""The runtime itself as a target: the moment of an exec, the shim, paths of images, copies."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from fargatelite import Settings, Task, run_task
+from fargatelite.errors import InvalidTaskDefinition
+from fargatelite.runtime.record import read_record
+from fargatelite.shim import _PROGRAM
+from tests.attacks.conftest import (
+    TIMEOUT_S,
+    container,
+    execute,
+    run_cli,
+    task_of,
+    text_of,
+    until_line,
+)
+from tests.fixtures.images import (
+    RunningRegistry,
+    build_oci_layout,
+    busybox_files,
+    directory,
+    link,
+    tar_layer,
+)
+
+pytestmark = [pytest.mark.root, pytest.mark.registry]
+
+
+def shim_of(settings: Settings, task: Task) -> int:
+    """The shim's process: the parent of a container's first."""
+    record = read_record(settings, task.id)
+    assert record is not None
+    pid = record.state.containers[0].pid
+    assert pid is not None
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("PPid:")[1].split()[0])
+
+
+def as_nobody(program: str, *arguments: str) -> str:
+    """Output of a Python program as another user of the host."""
+    drop = "import os; os.setgroups([]); os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3)\n"
+    return subprocess.run(
+        [sys.executable, "-I", "-c", drop + program, *arguments],
+        capture_output=True, text=True, check=False, cwd="/",
+    ).stdout  # fmt: skip
+
+
+def test_cve_2016_9962_the_moment_of_an_exec(ground: Settings, attack_image: str) -> None:
+    """CVE-2016-9962, CVE-2019-5736: a process that joins the container is looked at, over and over,
+    before it is our program: what it runs from, what it has open, its memory. It is not dumpable
+    from its first instruction on (PR_SET_DUMPABLE of the shim, inherited)."""
+    script = "attack watch 6; echo End; while :; do sleep 0.2; done"
+    with run_task(
+        task_of(
+            container(
+                attack_image, "sh", "-c", script,
+                linuxParameters={"capabilities": {"add": ["SYS_PTRACE"]}},
+                healthCheck={"command": ["CMD", "true"], "interval": 5, "timeout": 4},
+            )
+        ),
+        settings=ground,
+    ) as task:  # fmt: skip
+        task.until("RUNNING", TIMEOUT_S)
+        for _ in range(6):
+            execute(ground, task, "true")
+        seen = until_line(task, "saw")
+    assert len(seen) == 1, f"something could be read: {seen}"
+
+
+def test_cve_2019_5736_program_of_the_shim(ground: Settings, hostile_task: Task) -> None:
+    """CVE-2019-5736: the shim runs from a sealed copy in memory; its file is as it was."""
+    before = hashlib.sha256(_PROGRAM.read_bytes()).hexdigest()
+    pid = shim_of(ground, hostile_task)
+    assert os.readlink(f"/proc/{pid}/exe").startswith("/memfd:")
+    with open(f"/proc/{pid}/exe", "rb") as running:
+        seals = fcntl.fcntl(running, fcntl.F_GET_SEALS)
+        assert hashlib.sha256(running.read()).hexdigest() == before
+    for seal in (fcntl.F_SEAL_WRITE, fcntl.F_SEAL_GROW, fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_SEAL):
+        assert seals & seal
+    with pytest.raises(OSError) as caught:
+        open(f"/proc/{pid}/exe", "r+b")  # noqa: SIM115 - it cannot be opened
+    assert caught.value.errno in {26, 1, 13}  # ETXTBSY, EPERM, EACCES
+
+
+@pytest.mark.parametrize("name", ["mem", "environ", "maps", "fd", "root", "cwd", "exe"])
+def test_another_user_cannot_look_into_the_shim(
+    ground: Settings, hostile_task: Task, name: str
+) -> None:
+    """ptrace(2)'s access check: another user, and not dumpable."""
+    program = (
+        "import os, sys\n"
+        "try:\n"
+        "    os.listdir(sys.argv[1]) if sys.argv[1].endswith('fd') else "
+        "os.readlink(sys.argv[1]) if sys.argv[1][-3:] in ('oot', 'cwd', 'exe') else "
+        "open(sys.argv[1], 'rb').read(1)\n"
+        "    print('OK')\n"
+        "except OSError as error:\n"
+        "    print(error.errno)\n"
+    )
+    assert as_nobody(program, f"/proc/{shim_of(ground, hostile_task)}/{name}") in {"13\n", "1\n"}
+
+
+def test_another_user_cannot_signal_the_shim(ground: Settings, hostile_task: Task) -> None:
+    """kill(2) from a user whose ids a task could have."""
+    program = (
+        "import os, sys\ntry: os.kill(int(sys.argv[1]), 0)\nexcept OSError as e: print(e.errno)"
+    )
+    assert as_nobody(program, str(shim_of(ground, hostile_task))) == "1\n"
+
+
+CONNECT = """
+import socket, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+s.settimeout(10)
+try:
+    s.connect(sys.argv[1])
+    print('closed' if s.recv(1) == b'' else 'OK')
+except ConnectionResetError:
+    print('closed')
+except OSError as error:
+    print(error.errno)
+"""
+
+
+def test_cve_2020_15257_socket_of_the_shim(
+    attack_image: str, tmp_path_factory: pytest.TempPathFactory, clean_host: None
+) -> None:
+    """CVE-2020-15257: another user cannot reach the shim's socket, and where somebody opened all
+    directories up is turned away by SO_PEERCRED."""
+    base = tmp_path_factory.mktemp("open")
+    settings = Settings(data_root=str(base / "d"), run_root=str(base / "r"))
+    with run_task(task_of(container(attack_image, "sleep", "300")), settings=settings) as task:
+        task.until("RUNNING", TIMEOUT_S)
+        (path,) = Path(settings.run_root).rglob("shim.sock")
+        # A relative address: 107 bytes are all that one holds.
+        assert as_nobody(CONNECT, str(path)) == "13\n"
+        opened = [path, *path.parents[: len(path.parents) - 2]]
+        modes = {item: stat.S_IMODE(item.stat().st_mode) for item in opened}
+        try:
+            for item in opened:
+                item.chmod(0o777)
+            assert as_nobody(CONNECT, str(path)) == "closed\n"
+        finally:
+            for item, mode in modes.items():
+                item.chmod(mode)
+
+
+@pytest.mark.parametrize("kind", ["data_root", "run_root"])
+def test_cve_2021_41091_state_is_ours_alone(
+    hostile_task: Task, ground: Settings, kind: str
+) -> None:
+    """CVE-2021-41091, CVE-2021-41103, CVE-2024-25621: setuid programs of images could be run, and
+    state be read, by any user of the host."""
+    root = Path(getattr(ground, kind))
+    assert hostile_task.id
+    assert stat.S_IMODE(root.stat().st_mode) & 0o077 == 0
+
+
+@pytest.mark.parametrize("place", ["/proc/self/fd/3", "/proc/self/fd/7", "/way", "/way/deeper"])
+def test_cve_2024_21626_working_directory(
+    ground: Settings, registry: RunningRegistry, attack_program: bytes,
+    tmp_path_factory: pytest.TempPathFactory, place: str,
+) -> None:  # fmt: skip
+    """CVE-2024-21626: WORKDIR of a leaked descriptor of a host's directory, also behind a link:
+    refused, or it is a directory of the container's own root."""
+    files = busybox_files() | {"way": link("way", "/proc/self/fd/8")}
+    path = tmp_path_factory.mktemp("way") / "layout"
+    image = registry.push(build_oci_layout(path, [tar_layer(files)]), "way")
+    task = run_task(
+        task_of(container(image, "sh", "-c", "cat ../../../etc/shadow", workingDirectory=place)),
+        settings=ground,
+    )
+    task.wait(TIMEOUT_S)
+    assert task.exit_code is None
+    reason = task.containers["app"].reason or ""
+    assert "CannotStartContainerError" in reason, reason
+    assert place.split("/")[1] in reason, reason
+
+
+@pytest.mark.parametrize("target", ["/canary", "../../../../canary", "/proc/self/root/canary"])
+@pytest.mark.parametrize("name", ["dev", "proc", "sys", "etc", "dev/pts", "dev/null"])
+def test_cve_2026_41579_system_directories_as_links(
+    ground: Settings, registry: RunningRegistry, tmp_path_factory: pytest.TempPathFactory,
+    name: str, target: str, tmp_path: Path,
+) -> None:  # fmt: skip
+    """CVE-2026-41579, CVE-2025-31133, CVE-2019-19921, CVE-2023-27561: what a runtime mounts over is
+    a link of the image, to a place that exists on the host. It is refused or stays inside."""
+    canary = Path("/canary")
+    canary.mkdir()
+    try:
+        (canary / "ptmx").write_text("host")
+        files = busybox_files()
+        if name == "etc":
+            files = {path: value for path, value in files.items() if not path.startswith("etc/")}
+        if "/" in name:
+            files["dev"] = directory("dev")
+        files[name] = link(name, target)
+        path = tmp_path_factory.mktemp("links") / "layout"
+        image = registry.push(build_oci_layout(path, [tar_layer(files)]), "links")
+        task = run_task(
+            task_of(container(image, "sh", "-c", "ls -d /canary/ptmx; mount | grep -c canary")),
+            settings=ground,
+        )
+        task.wait(TIMEOUT_S)
+        if task.exit_code is None:
+            assert "CannotStartContainerError" in (task.containers["app"].reason or "")
+        else:
+            assert "/canary/ptmx\n" not in text_of(task)
+        assert [(item.name, item.read_text()) for item in canary.iterdir()] == [("ptmx", "host")]
+    finally:
+        (canary / "ptmx").unlink(missing_ok=True)
+        canary.rmdir()
+
+
+@pytest.mark.parametrize(
+    "user",
+    ["2147483648", "4294967295", "4294967296", "-1", "00x", "0x0", "65536", "65535:65536", "99:-1"],
+)
+def test_cve_2024_40635_users_beyond_the_namespace(
+    ground: Settings, registry: RunningRegistry, tmp_path_factory: pytest.TempPathFactory, user: str
+) -> None:
+    """CVE-2024-40635, CVE-2026-46680: a number beyond 31 or 32 bits became root, or the entry of
+    that name in /etc/passwd did."""
+    passwd = f"root:x:0:0::/:/bin/sh\n{user}:x:0:0::/:/bin/sh\n".encode()
+    files = busybox_files() | {"etc/passwd": passwd}
+    path = tmp_path_factory.mktemp("users") / "layout"
+    image = registry.push(build_oci_layout(path, [tar_layer(files)], {"User": user}), "users")
+    task = run_task(task_of(container(image, "id", "-u")), settings=ground)
+    task.wait(TIMEOUT_S)
+    assert task.exit_code is None, text_of(task)
+    assert user.split(":")[0] in (task.containers["app"].reason or "")
+
+
+def test_cve_2026_47262_endless_passwd(
+    ground: Settings, registry: RunningRegistry, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """CVE-2026-47262: /etc/group of 1 GiB, one line, in a layer of some KiB."""
+    huge = tarfile.TarInfo("etc/group")
+    huge.size = 1 << 30
+    huge.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    files = busybox_files()
+    files["etc/group"] = b"x" * (64 << 20)
+    path = tmp_path_factory.mktemp("huge") / "layout"
+    image = registry.push(build_oci_layout(path, [tar_layer(files)], {"User": "app:extra"}), "huge")
+    task = run_task(task_of(container(image, "true")), settings=ground)
+    task.wait(TIMEOUT_S)
+    assert task.exit_code is None
+    assert "group" in (task.containers["app"].reason or "") + (task.stopped_reason or "")
+
+
+LABELS = {
+    "com.amazonaws.ecs.task-arn": "arn:aws:ecs:us-east-1:1:task/x", "binary": "binary:///bin/sh",
+    "io.containers.logdriver": "binary:///bin/sh?x", "\x1b[2J": "\x1b]0;title\x07",
+    "": "$(touch /x)",
+    "run.oci.hooks": "/bin/sh", "io.kubernetes.cri.container-log": "/etc/passwd",
+}  # fmt: skip
+
+
+def test_cve_2026_53488_labels_choose_nothing(
+    ground: Settings, registry: RunningRegistry, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """CVE-2026-53488: labels of an image reached the host's logger. Here nothing reads them, and no
+    terminal gets them raw."""
+    path = tmp_path_factory.mktemp("labels") / "layout"
+    layout = build_oci_layout(path, [tar_layer(busybox_files())], {"Labels": LABELS})
+    task = run_task(
+        task_of(container(registry.push(layout, "labels"), "echo", "inert", dockerLabels=LABELS)),
+        settings=ground,
+    )
+    task.wait(TIMEOUT_S)
+    assert text_of(task) == "inert\n"
+    for command in (("describe", task.id), ("ps", "--all"), ("logs", task.id), ("events", task.id)):
+        shown = run_cli(ground, *command)
+        assert "\x1b" not in shown.stdout + shown.stderr, command
+
+
+def test_cve_2025_23266_environment_of_an_image_stays_in_it(
+    ground: Settings, attack_image: str
+) -> None:
+    """CVE-2025-23266: a helper of the host was run with the image's LD_PRELOAD."""
+    names = ("LD_PRELOAD", "LD_LIBRARY_PATH", "GCONV_PATH", "PYTHONPATH")
+    variables = [{"name": name, "value": "/canary.so"} for name in names]
+    with run_task(
+        task_of(container(attack_image, "sleep", "300", environment=variables)), settings=ground
+    ) as task:
+        task.until("RUNNING", TIMEOUT_S)
+        assert execute(ground, task, "env").count("/canary.so") == len(names)
+        pid = shim_of(ground, task)
+        assert b"canary" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_log_lines_do_not_drive_a_terminal(ground: Settings, attack_image: str) -> None:
+    """CVE-2021-25743 (kubectl): escape sequences of strangers, in what we ourselves print of them;
+    a container's output is its own, as with `docker logs`."""
+    task = run_task(
+        task_of(container(attack_image, "printf", r"\033]0;owned\007\n", name="app")),
+        settings=ground,
+    )
+    task.wait(TIMEOUT_S)
+    record = read_record(ground, task.id)
+    assert record is not None
+    shown = run_cli(ground, "describe", task.id)
+    assert "\x1b" not in shown.stdout
+
+
+def test_cp_runs_nothing_of_the_container(
+    ground: Settings, registry: RunningRegistry, attack_program: bytes,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    """CVE-2019-14271, CVE-2026-41567: `docker cp` loaded libnss, ran a decompressor of the
+    container. All programs of this one's are traps."""
+    trap = b"#!/bin/busybox sh\necho sprung >> /sprung\n"
+    files = busybox_files() | {
+        "bin/tar": trap, "bin/gzip": trap, "bin/unpigz": trap, "bin/xz": trap,
+        "lib/x86_64-linux-gnu/libnss_files.so.2": trap, "data/file": b"data",
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp("traps") / "layout"
+    image = registry.push(build_oci_layout(path, [tar_layer(files)]), "traps")
+    out = tmp_path_factory.mktemp("out")
+    with run_task(task_of(container(image, "sleep", "300")), settings=ground) as task:
+        task.until("RUNNING", TIMEOUT_S)
+        assert run_cli(ground, "cp", f"{task.id}:/data/file", out).returncode == 0
+        assert run_cli(ground, "cp", out / "file", f"{task.id}:/tmp/back").returncode == 0
+        assert (
+            execute(ground, task, "sh", "-c", "cat /tmp/back; ls /sprung 2>/dev/null; true")
+            == "data"
+        )
+    assert (out / "file").read_bytes() == b"data"
+
+
+def test_cve_2022_23648_paths_of_a_definition(ground: Settings, attack_image: str) -> None:
+    """CVE-2022-23648: paths with `..`. A volume's is refused, a working directory's ends at the
+    container's root."""
+    with pytest.raises(InvalidTaskDefinition, match="containerPath"):
+        run_task(
+            task_of(
+                container(
+                    attack_image, "pwd",
+                    mountPoints=[{"sourceVolume": "v", "containerPath": "/../../../vol"}],
+                ),
+                volumes=[{"name": "v"}],
+            ),
+            settings=ground,
+        )  # fmt: skip
+    task = run_task(
+        task_of(container(attack_image, "sh", "-c", "pwd", workingDirectory="/../../../made")), settings=ground
+    )
+    task.wait(TIMEOUT_S)
+    assert not Path("/made").exists()
+    assert text_of(task) == "/made\n", task.containers["app"].reason
