@@ -639,6 +639,7 @@ static const char *sniff(int milliseconds) {
         ssize_t got = recvfrom(fd, data, sizeof data, 0, (struct sockaddr *)&from, &length);
         if (got >= 20 && from.sll_pkttype != PACKET_OUTGOING && memmem(data, (size_t)got, "attack!", 7))
             printf("caught\n");
+        fflush(stdout);
     }
     return "done";
 }

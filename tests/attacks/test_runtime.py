@@ -355,7 +355,8 @@ def test_cve_2022_23648_paths_of_a_definition(ground: Settings, attack_image: st
             settings=ground,
         )  # fmt: skip
     task = run_task(
-        task_of(container(attack_image, "sh", "-c", "pwd", workingDirectory="/../../../made")), settings=ground
+        task_of(container(attack_image, "sh", "-c", "pwd", workingDirectory="/../../../made")),
+        settings=ground,
     )
     task.wait(TIMEOUT_S)
     assert not Path("/made").exists()
