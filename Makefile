@@ -12,6 +12,7 @@ C_FILES := $(wildcard csrc/*/*.c csrc/*/*.h)
 APT_RUN := gcc libc6-dev e2fsprogs python3-dev python3-venv libcap-dev libseccomp2 libnftables1 ca-certificates
 APT_DEMO := mmdebstrap umoci skopeo docker-registry
 APT_TEST := busybox-static openssl erofs-utils attr libcap2-bin iproute2 nftables zstd clang-format chromium
+APT_FUZZ := clang libclang-rt-dev
 APT_BENCH := crun runc podman
 APT_VM := qemu-system-x86 mmdebstrap e2fsprogs debian-archive-keyring git
 APT_VAGRANT := vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients dnsmasq-base iptables qemu-utils rsync
@@ -92,6 +93,13 @@ format: build ## Format Python and C.
 	$(PY) -m ruff format .
 	clang-format --style=file:csrc/.clang-format -i $(C_FILES)
 
+FUZZ_SECONDS ?= 60
+.PHONY: fuzz
+fuzz: build ## Fuzz every parser of strangers' bytes, Python and C: FUZZ_SECONDS=60 in all.
+	@$(call apt,$(APT_FUZZ))
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-fuzz.lock
+	$(PY) -m tests.fuzz.run $(FUZZ_SECONDS)
+
 .PHONY: golden
 golden: build ## Rewrite golden plans and generated headers; read the diff.
 	$(PY) -m fargatelite.sandbox.plan
@@ -126,6 +134,7 @@ build: .venv/.installed ## Virtual environment and C parts; compiles what is sta
 .PHONY: lock
 lock: build ## Resolve requirements.lock anew.
 	$(PY) -m piptools compile --quiet --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --no-annotate --allow-unsafe --strip-extras -o requirements.lock pyproject.toml
+	echo atheris | $(PY) -m piptools compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --no-annotate -o requirements-fuzz.lock -
 
 .PHONY: clean
 clean: ## Remove what was built; images, registry and virtual environment too.

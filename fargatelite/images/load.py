@@ -181,7 +181,7 @@ def _load_layer(
 def _load_layout(store: ImageStore, files: _Files, fallback: str) -> list[str]:
     try:
         index = msgspec.json.decode(files.read("index.json", MAX_MANIFEST_BYTES), type=_Layout)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ImageInvalid(f"index.json: {error}") from error
     names = []
     for entry in index.manifests:
@@ -226,7 +226,7 @@ def _load_docker(store: ImageStore, files: _Files, fallback: str) -> list[str]:
         images = msgspec.json.decode(
             files.read("manifest.json", MAX_MANIFEST_BYTES), type=tuple[_DockerImage, ...]
         )
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ImageInvalid(f"manifest.json: {error}") from error
     names = []
     for image in images:

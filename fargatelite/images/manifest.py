@@ -127,7 +127,7 @@ def parse_manifest(data: bytes, content_type: str, platform: str) -> Manifest | 
             _check(chosen, "index")
             return chosen
         manifest = msgspec.convert(raw, Manifest)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ImageInvalid(f"manifest: {error}") from error
     _check(manifest.config, "manifest: config")
     for layer in manifest.layers:
@@ -144,7 +144,7 @@ def parse_config(data: bytes) -> tuple[ImageConfig, tuple[DiffId, ...]]:
     """
     try:
         raw = msgspec.json.decode(data, type=_Config)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ImageInvalid(f"image configuration: {error}") from error
     for diff_id in raw.rootfs.diff_ids:
         if not is_digest(diff_id):

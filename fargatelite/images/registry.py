@@ -229,7 +229,7 @@ class Registry:
         try:
             data = self._bounded(response, MAX_TOKEN_BYTES, "token")
             token = msgspec.json.decode(data, type=_Token)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise RegistryDenied(f"{self._reference}: the token service gave no token") from error
         text = token.token or token.access_token
         if not text or not _TOKEN.fullmatch(text):  # it becomes part of a header

@@ -244,8 +244,15 @@ def encode_plan(plan: Plan) -> bytes:
 def decode_plan(data: bytes) -> Plan:
     """The plan that `data` encodes: the inverse of `encode_plan`, for tests and `--trace`.
 
-    Raises: ValueError on a wrong magic, version or length.
+    Raises: ValueError on anything that `encode_plan` does not make.
     """
+    try:
+        return _decode_plan(data)
+    except (struct.error, KeyError) as error:
+        raise ValueError(f"damaged plan: {error}") from error
+
+
+def _decode_plan(data: bytes) -> Plan:
     if data[:4] != PLAN_MAGIC:
         raise ValueError("not a plan: wrong magic")
     version, count = struct.unpack_from("<HH", data, 4)
@@ -260,8 +267,10 @@ def decode_plan(data: bytes) -> Plan:
 
         def string(at: int) -> tuple[str, int]:
             (size,) = struct.unpack_from("<I", data, at)
-            text = data[at + 4 : at + 4 + size].decode("utf-8", "surrogateescape")
-            return text, at + 5 + size
+            raw = data[at + 4 : at + 5 + size]
+            if len(raw) != size + 1 or raw.find(b"\0") != size:
+                raise ValueError(f"string at byte {at} does not end where it says")
+            return raw[:-1].decode("utf-8", "surrogateescape"), at + 5 + size
 
         for _, kind in row.arguments:
             if kind == "u":

@@ -12,7 +12,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from fargatelite.errors import ImageInvalid, InvalidTaskDefinition, SandboxFailed, StateCorrupt
+from fargatelite.errors import (
+    ImageInvalid,
+    ImageNotFound,
+    InvalidTaskDefinition,
+    SandboxFailed,
+    StateCorrupt,
+)
 from fargatelite.images.layer import LayerWriter, read_table
 from fargatelite.images.manifest import parse_config, parse_manifest
 from fargatelite.images.tar import parse_header, parse_pax
@@ -60,7 +66,7 @@ def _pax(data: bytes) -> None:
 def _manifest(data: bytes) -> None:
     try:
         parsed = parse_manifest(data, "", "linux/amd64")
-    except ImageInvalid:
+    except (ImageInvalid, ImageNotFound):
         return
     assert parsed is not None
 
