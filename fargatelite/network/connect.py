@@ -13,7 +13,14 @@ from collections.abc import Sequence
 
 from fargatelite.network.slot import PortPublication, Slot
 
-__all__ = ["connect", "connect_loopback", "disconnect", "leftover_addresses", "leftover_interfaces"]
+__all__ = [
+    "connect",
+    "connect_loopback",
+    "disconnect",
+    "leftover_addresses",
+    "leftover_interfaces",
+    "readmit",
+]
 
 
 def connect(slot: Slot, netns_fd: int, *, publish: Sequence[PortPublication] = ()) -> None:
@@ -22,11 +29,11 @@ def connect(slot: Slot, netns_fd: int, *, publish: Sequence[PortPublication] = (
     The firewall comes first: from the moment that an interface exists, it is guarded. After an
     error what was made is removed again. Raises: NetworkFailed; HostUnsupported.
     """
-    from fargatelite.network import firewall, rtnetlink
+    from fargatelite.network import rtnetlink
 
     routes = rtnetlink.read_host_routes()
     try:
-        firewall.admit(slot, routes.interfaces, publish)
+        readmit(slot, publish, routes.interfaces)
         rtnetlink.connect_link(slot, netns_fd, routes.mtu_bytes)
     except BaseException as error:
         try:
@@ -34,6 +41,19 @@ def connect(slot: Slot, netns_fd: int, *, publish: Sequence[PortPublication] = (
         except Exception as cleanup:  # noqa: BLE001  the first error is the one to report
             error.add_note(f"cleaning up also failed: {cleanup}")
         raise
+
+
+def readmit(
+    slot: Slot, publish: Sequence[PortPublication] = (), interfaces: Sequence[str] | None = None
+) -> None:
+    """Puts the task into the firewall and keeps it there as long as this process has it; also a
+    task whose former supervisor did. Raises: NetworkFailed; HostUnsupported."""
+    from fargatelite.network import firewall, guard, rtnetlink
+
+    if interfaces is None:
+        interfaces = rtnetlink.read_host_routes().interfaces
+    firewall.admit(slot, interfaces, publish)
+    guard.guard(slot, publish)
 
 
 def connect_loopback(netns_fd: int) -> None:
@@ -51,8 +71,9 @@ def disconnect(slot: Slot) -> None:
 
     Raises: NetworkFailed.
     """
-    from fargatelite.network import firewall, rtnetlink
+    from fargatelite.network import firewall, guard, rtnetlink
 
+    guard.forget(slot)
     rtnetlink.remove_link(slot.host_interface)
     firewall.expel(slot)
 

@@ -181,6 +181,10 @@ class TaskWork:
             launch.task_limits(self.definition, has_burst=self.settings.beyond_fargate.cpu_burst),
         )
         self.launched = launched = launch.Launched(recorded.slot, cgroup, shim, event)
+        if self.definition.has_own_network:
+            from fargatelite.network import connect
+
+            connect.readmit(recorded.slot, self._request.publish)
         self._meter(launched)
         self._open_endpoint(launched)
         self._take_inputs(recorded.state)

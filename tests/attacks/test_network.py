@@ -74,20 +74,24 @@ class Street:
     def open_door(self) -> Iterator[None]:
         """Without the firewall; afterwards it is as it was."""
 
-        def run(*command: str, data: str | None = None) -> str:
-            done = self.net.on_host(
-                lambda: subprocess.run(
-                    ["nft", *command], input=data, capture_output=True, text=True, check=True
-                )
-            )
-            return done.stdout
-
-        rules = run("list", "table", *firewall.TABLE.split())
-        run("delete", "table", *firewall.TABLE.split())
+        self.nft("flush", "table", *firewall.TABLE.split())
         try:
             yield
         finally:
-            run("-f", "-", data=rules)
+            self.nft("delete", "table", *firewall.TABLE.split())
+            self.until(self.is_guarded)
+
+    def nft(self, *command: str) -> str:
+        """Somebody else's nft on the private host."""
+        done = self.net.on_host(
+            lambda: subprocess.run(["nft", *command], capture_output=True, text=True, check=False)
+        )
+        return done.stdout
+
+    def is_guarded(self) -> bool:
+        """Whether both tasks are in the firewall."""
+        rules = self.nft("list", "table", *firewall.TABLE.split())
+        return all(address in rules for address in self.addresses)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +154,15 @@ def test_metadata_of_another_task(street: Street) -> None:
     ).splitlines()
     assert "404" in shown[-1], shown
     assert street.attack("connect", street.addresses[1], "51679") == "ETIMEDOUT"
+
+
+def test_cve_2025_54388_flushed_rules(street: Street) -> None:
+    """CVE-2025-54388: a reload of the host's firewall took the isolation of containers with it."""
+    to = (street.addresses[1], "80")
+    for command in (("flush", "ruleset"), ("delete", "table", *firewall.TABLE.split())):
+        street.nft(*command)
+        street.until(street.is_guarded)
+        assert street.attack("connect", *to) == "ETIMEDOUT"
 
 
 def test_spoofed_source_to_another_task(street: Street) -> None:

@@ -135,7 +135,8 @@ class Net:
 
         def work() -> None:
             with firewall._locked() as context:
-                firewall._run(context, f"delete table {firewall.TABLE}")
+                # Its rules: the whole table would be restored (guard.py).
+                firewall._run(context, f"flush table {firewall.TABLE}")
 
         self.on_host(work)
 
