@@ -41,7 +41,7 @@ unit: build ## Tests that need no root.
 root: build ## Tests that need root and this kernel.
 	@$(call apt,$(APT_DEMO) $(APT_TEST))
 	@examples/images/build.sh
-	$(PY) -m pytest tests/root tests/definitions
+	$(PY) -m pytest tests/root tests/definitions tests/attacks
 
 GUEST ?= default
 .PHONY: test-vm
