@@ -1,13 +1,11 @@
 """Every parser of strangers' bytes, as a function of bytes that raises only what it says it does.
 
-    python -m tests.fuzz.parsers TARGET [libFuzzer's options]    with atheris, see run.py
-
+one.py runs one of them under atheris, run.py all;
 tests/unit/test_fuzz_corpus.py runs the corpora through the same functions.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -132,16 +130,3 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "ledger": _ledger,
     "definition": _definition,
 }
-
-
-def main() -> None:
-    import atheris
-
-    target = TARGETS[sys.argv.pop(1)]
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, target)
-    atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """`make fuzz`: every parser of strangers' bytes for its share of the time, two at once.
 
-    python tests/fuzz/run.py [SECONDS]
+    python -m tests.fuzz.run [SECONDS]
 
 C under libFuzzer with ASan and UBSan, Python under atheris. Seeds are tests/fuzz/corpus/TARGET;
 what a run finds on its way stays in build/fuzz. A crash is written to build/fuzz/TARGET-crash-*:
@@ -62,7 +62,7 @@ def main() -> int:
     BUILD.mkdir(parents=True, exist_ok=True)
     commands = {name: [str(build_c(name, sources))] for name, sources in C_TARGETS.items()}
     for name in PYTHON_TARGETS:
-        commands[name] = [sys.executable, "-m", "tests.fuzz.parsers", name]
+        commands[name] = [sys.executable, "-m", "tests.fuzz.one", name]
     share = seconds * AT_ONCE / len(commands) - START_S
     started, failed = time.monotonic(), 0
     with ThreadPoolExecutor(AT_ONCE) as pool:
