@@ -112,7 +112,7 @@ def test_refusals_are_the_agents(
     assert task.ask("POST", path, body) == (400, {"Error": error})
 
 
-PEER, OTHER = "192.0.2.1", "192.0.2.3"
+PEER, OTHER = "198.51.100.1", "198.51.100.3"
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def wired_task(new_task: NewTask) -> Iterator[Task]:
     def wire() -> None:
         for line in (
             f"link add eth1 type veth peer name flttest netns {os.getpid()}",
-            "addr add 192.0.2.2/24 dev eth1",
+            "addr add 198.51.100.2/24 dev eth1",
             "link set eth1 up",
         ):
             subprocess.run(["ip", *line.split()], check=True)
@@ -163,7 +163,7 @@ def test_latency_delays_the_chosen_until_it_is_stopped(wired_task: Task) -> None
     base = f"/api/{wired_task.source.runtime_id}/fault/v1"
     asked = {
         "DelayMilliseconds": 900, "JitterMilliseconds": 0,
-        "Sources": ["192.0.2.0/24"], "SourcesToFilter": [OTHER],
+        "Sources": ["198.51.100.0/24"], "SourcesToFilter": [OTHER],
     }  # fmt: skip
     with socket.create_server(("", 8080)):
         undisturbed_s = _connect_s(wired_task, PEER, patient(5))
