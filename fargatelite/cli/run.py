@@ -21,7 +21,7 @@ from fargatelite.host import forbid_core_dumps
 from fargatelite.runtime.events import Event
 from fargatelite.runtime.handle import RecordedTask, Task, TaskHandle
 from fargatelite.runtime.logs import LogLine
-from fargatelite.runtime.request import PullPolicy, prepare_request, start_task
+from fargatelite.runtime.request import PullPolicy, TaskRequest, prepare_request, start_task
 from fargatelite.runtime.trace import Timeline
 from fargatelite.settings import Settings
 from fargatelite.taskdef.launch_type import LaunchType, policy_for
@@ -219,23 +219,28 @@ def command(
         return print_plans(settings, source, parsed_overrides, pull, sys.stdout, policy)
 
     timeline = Timeline()
-    with timeline.phase("task definition"):
-        request = prepare_request(
-            settings, source, overrides=parsed_overrides, tags=_parse_tags(tags),
-            started_by=started_by, group=group, enable_execute_command=enable_execute_command,
-            pull=pull, publish=publish, launch_type=launch_type, allow_privileged=allow_privileged,
-            address=address, trace=trace,
-        )  # fmt: skip
+
+    def prepare() -> TaskRequest:
+        with timeline.phase("task definition"):
+            return prepare_request(
+                settings, source, overrides=parsed_overrides, tags=_parse_tags(tags),
+                started_by=started_by, group=group, enable_execute_command=enable_execute_command,
+                pull=pull, publish=publish, launch_type=launch_type,
+                allow_privileged=allow_privileged, address=address, trace=trace,
+            )  # fmt: skip
+
     if detach:
         from fargatelite.runtime.detached import start_detached
 
-        return _leave(RecordedTask(settings, start_detached(settings, request)), wait_for, output)
+        record = start_detached(settings, prepare())
+        return _leave(RecordedTask(settings, record), wait_for, output)
 
     forbid_core_dumps()
     items: queue.SimpleQueue[Event | LogLine | None] = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
+        # Before the definition is read: it may come from somebody who takes his time.
         interrupts = stack.enter_context(_Interrupts())
-        task = Task(start_task(settings, request, timeline, items.put))
+        task = Task(start_task(settings, prepare(), timeline, items.put))
         interrupts.task = task
         interrupts.stop_if_asked()
         # Logs are data: on stdout, unless JSON is.
