@@ -122,20 +122,20 @@ def wired_task(new_task: NewTask) -> Iterator[Task]:
 
     def wire() -> None:
         for line in (
-            f"link add eth1 type veth peer name flttest netns {os.getpid()}",
+            f"link add eth1 type veth peer name tstfault netns {os.getpid()}",
             "addr add 198.51.100.2/24 dev eth1",
             "link set eth1 up",
         ):
             subprocess.run(["ip", *line.split()], check=True)
 
     run_in_namespace(task.netns_fd, wire)
-    for line in (f"addr add {PEER}/24 dev flttest", f"addr add {OTHER}/24 dev flttest"):
+    for line in (f"addr add {PEER}/24 dev tstfault", f"addr add {OTHER}/24 dev tstfault"):
         subprocess.run(["ip", *line.split()], check=True)
-    subprocess.run(["ip", "link", "set", "flttest", "up"], check=True)
+    subprocess.run(["ip", "link", "set", "tstfault", "up"], check=True)
     try:
         yield task
     finally:
-        subprocess.run(["ip", "link", "del", "flttest"], check=True)
+        subprocess.run(["ip", "link", "del", "tstfault"], check=True)
 
 
 def _connect_s(task: Task, address: str, timeout_s: float) -> float:
