@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 from images import TAG, make_busybox, running_registry
 from peers import Peers, memory_directory, running_peers, timed_ms, write_bundle
 from report import BENCH, Table
@@ -93,8 +94,9 @@ def peer_commands(peers: Peers, bundle: Path, reference: str) -> dict[str, list[
     }  # fmt: skip
 
 
-def measure(table: Table, peers: Peers, base: Path, rounds: int) -> Launch:
-    """Fills the table; returns the last launch, whose phases tell where time goes."""
+def measure(table: Table, peers: Peers, base: Path, rounds: int) -> tuple[Launch, Launch]:
+    """Fills the table; returns the last launches, without and with a prepared sandbox, whose phases
+    tell where time goes."""
     layout, bundle = make_busybox(base)
     shutil.rmtree(base / "ours", ignore_errors=True)
     settings = Settings(
@@ -113,10 +115,19 @@ def measure(table: Table, peers: Peers, base: Path, rounds: int) -> Launch:
         "--run-root", settings.run_root, "run", "--pull", "missing", str(definition_path),
     ]  # fmt: skip
 
+    ready = msgspec.structs.replace(settings, prepared_sandboxes=1)
+
+    def launch_prepared() -> None:
+        if not fargatelite.prepare_sandboxes(ready, timeout_s=10):
+            raise RuntimeError("no sandbox prepared")
+        prepared.append(Launch(ready, definition))
+
     launches: list[Launch] = []
+    prepared: list[Launch] = []
     took_ms: dict[str, list[float]] = {"cli": []}
     contestants: dict[str, Callable[[], None]] = {
         "api": lambda: launches.append(Launch(settings, definition)),
+        "api, prepared": launch_prepared,
         "cli": lambda: took_ms["cli"].append(timed_ms(cli)),
     }
     failed: dict[str, str] = {}
@@ -133,17 +144,22 @@ def measure(table: Table, peers: Peers, base: Path, rounds: int) -> Launch:
     for work in rotated(contestants, WARM_UP):
         work()
     launches.clear()
+    prepared.clear()
     for values in took_ms.values():
         values.clear()
     for work in rotated(contestants, rounds):
         work()
 
     bare = took_ms.get("unshare")
+    prepared_started = [launch.started_ms for launch in prepared]
+    prepared_exited = [launch.exited_ms for launch in prepared]
     started = [launch.started_ms for launch in launches]
     exited = [launch.exited_ms for launch in launches]
     removed = [launch.removed_ms for launch in launches]
     rows = (
         ("API, process started / all of crun run", started, "crun run", bare),
+        ("prepared, process started / all of crun run", prepared_started, "crun run", bare),
+        ("prepared, exit known / all of crun run", prepared_exited, "crun run", bare),
         ("API, exit known / all of crun run", exited, "crun run", bare),
         ("API, all removed / all of crun run", removed, "crun run", bare),
         ("API, all removed / podman run", removed, "podman run", bare),
@@ -155,7 +171,7 @@ def measure(table: Table, peers: Peers, base: Path, rounds: int) -> Launch:
             table.add(question, ours, took_ms[peer], limit)
         else:
             table.missing(question, failed[peer])
-    return launches[-1]
+    return launches[-1], prepared[-1]
 
 
 def rotated(
@@ -176,12 +192,13 @@ def run(rounds: int = ROUNDS) -> Table:
     with memory_directory() as run, running_peers(base / "peers", run) as peers:
         try:
             table.start("`true` from an image in the store")
-            last = measure(table, peers, base, rounds)
+            both = measure(table, peers, base, rounds)
         finally:
             peers.remove_podman()
-    print("  one launch of ours, us: start, length, phase")
-    for phase in sorted(last.phases, key=lambda phase: phase.started_us):
-        print(f"    {phase.started_us:8} {phase.duration_us:8}  {phase.name}")
+    for last, what in zip(both, ("", ", prepared"), strict=True):
+        print(f"  one launch of ours{what}, us: start, length, phase")
+        for phase in sorted(last.phases, key=lambda phase: phase.started_us):
+            print(f"    {phase.started_us:8} {phase.duration_us:8}  {phase.name}")
     return table
 
 

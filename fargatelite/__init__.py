@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fargatelite.errors import FargateliteError, InvalidTaskDefinition
     from fargatelite.runtime.api import run_task
     from fargatelite.runtime.handle import Container, RecordedTask, Task, find_task
+    from fargatelite.runtime.prepared import prepare_sandboxes
     from fargatelite.settings import Settings, load_settings
     from fargatelite.taskdef.fields import TaskDefinition
     from fargatelite.taskdef.load import load_definition
@@ -32,6 +33,7 @@ _MODULES = {
     "find_task": "runtime.handle",
     "load_definition": "taskdef.load",
     "load_settings": "settings",
+    "prepare_sandboxes": "runtime.prepared",
     "run_task": "runtime.api",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "find_task",
     "load_definition",
     "load_settings",
+    "prepare_sandboxes",
     "run_task",
 ]
 

@@ -25,7 +25,7 @@ from fargatelite.network.namespaces import run_in_namespace
 from fargatelite.network.slot import METADATA_ADDRESS
 from fargatelite.network.task_rules import METADATA_LISTEN_PORT, TaskRules
 
-__all__ = ["Handle", "MetadataServer"]
+__all__ = ["Handle", "MetadataServer", "OpenedEndpoint", "open_endpoint"]
 
 _logger = logging.getLogger(__name__)
 
@@ -42,12 +42,46 @@ _TOO_MANY = Answer(status=429, body="You have reached maximum request limit.")
 _CHUNK_BYTES = 65536
 
 
+class OpenedEndpoint:
+    """The socket and the rule that leads to it, in a task's namespace: clients wait in the kernel's
+    queue until a server has it. Made by `open_endpoint`."""
+
+    def __init__(self, listener: socket.socket, rules: TaskRules) -> None:
+        self.listener = listener
+        self.rules = rules
+
+    def close(self) -> None:
+        """Of one that no server has got."""
+        self.listener.close()
+        self.rules.close()
+
+
+def open_endpoint(netns_fd: int) -> OpenedEndpoint:
+    """Opens a task's endpoint inside its namespace.
+
+    The namespace's lo must be up and have `METADATA_ADDRESS` (network.connect gives it).
+    Raises: NetworkFailed; HostUnsupported without libnftables.
+    """
+    rules = TaskRules(netns_fd)
+    try:
+        listener = run_in_namespace(netns_fd, _listen)
+        try:
+            rules.redirect_metadata()
+        except BaseException:
+            listener.close()
+            raise
+    except BaseException:
+        rules.close()
+        raise
+    return OpenedEndpoint(listener, rules)
+
+
 class Handle:
     """A task's endpoint while it is served. Made by `MetadataServer.add_task`."""
 
-    def __init__(self, listener: socket.socket, rules: TaskRules, source: Source) -> None:
-        self._listener = listener
-        self._rules = rules
+    def __init__(self, opened: OpenedEndpoint, source: Source) -> None:
+        self._listener = opened.listener
+        self._rules = opened.rules
         self._source = source
         self._connections: set[_Connection] = set()
         self._is_listening = False
@@ -94,22 +128,18 @@ class MetadataServer:
         self._thread = threading.Thread(target=self._serve, name="metadata", daemon=True)
         self._thread.start()
 
-    def add_task(self, netns_fd: int, make_source: Callable[[FaultInjector], Source]) -> Handle:
-        """Opens the task's endpoint inside its namespace; it answers when this returns.
+    def add_task(
+        self, opened: OpenedEndpoint, make_source: Callable[[FaultInjector], Source]
+    ) -> Handle:
+        """Serves a task's endpoint, the server's from now on; it answers when this returns.
 
-        The namespace's lo must be up and have `METADATA_ADDRESS` (network.connect gives it).
         `make_source` gets the injector of the namespace's faults, which the source of a task
-        with enableFaultInjection gives back. Raises: NetworkFailed, HostUnsupported without
-        libnftables.
+        with enableFaultInjection gives back.
         """
-        rules = TaskRules(netns_fd)
-        listener = run_in_namespace(netns_fd, _listen)
         try:
-            rules.redirect_metadata()
-            handle = Handle(listener, rules, make_source(NetworkFaults(rules)))
+            handle = Handle(opened, make_source(NetworkFaults(opened.rules)))
         except BaseException:
-            listener.close()
-            rules.close()
+            opened.close()
             raise
         self._run(lambda: self._open(handle))
         return handle

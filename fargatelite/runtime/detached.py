@@ -243,7 +243,9 @@ class _Service:
             return self._adopt(order.settings)
         request = order.request
         supervised = self._count(
-            lambda: start_task(order.settings, request, Timeline(), on_finished=self._finished)
+            lambda: start_task(
+                order.settings, request, Timeline(), on_finished=self._finished, has_known_id=True
+            )
         )
         assert supervised is not None
         # Until its first state is written, nobody else could find it.

@@ -33,6 +33,7 @@ from fargatelite.runtime.events import (
     append_event,
 )
 from fargatelite.runtime.guest import GUEST_NUMBER
+from fargatelite.runtime.prepared import get_pool
 from fargatelite.runtime.reasons import (
     describe_failure,
     reason_of,
@@ -84,6 +85,7 @@ class SupervisedTask:
         timeline: Timeline,
         on_event: Callable[[Event], None] | None,
         on_finished: Callable[[], None] | None = None,
+        sandbox: launch.Launched | None = None,
     ) -> None:
         self.supervisor = supervisor
         self.settings = supervisor.settings
@@ -100,7 +102,7 @@ class SupervisedTask:
         self._work = TaskWork(
             self.settings, run, definition, self.facts, request, live=self, sampler=sampler,
             timeline=timeline, tell=self._post_event, on_progress=self._on_progress,
-            on_dropped=self._logs_dropped,
+            on_dropped=self._logs_dropped, sandbox=sandbox,
         )  # fmt: skip
         self._dropped: dict[str, LogsDroppedEvent] = {}
         self._is_shim_watched = False
@@ -350,6 +352,7 @@ class SupervisedTask:
             self._post_event(machine.ProvisionFailed(at_ns=time.time_ns(), reason=reason))
             return
         self.supervisor.post(self._provisioned, self)
+        self._work.make_container_groups()
 
     def _on_progress(self, progress: PullProgress) -> None:
         if self._on_event is not None:
@@ -436,6 +439,7 @@ class SupervisedTask:
                 if not is_check:
                     self._started(name, setup_ns)
                     self._feed(machine.ContainerStarted(at_ns=now, name=name, pid=pid))
+                    self._refill()
             case ProcessFailed(number=number, failure=failure):
                 name, is_check = self._by_number(number)
                 self._process_failed(name, is_check, failure, now)
@@ -448,6 +452,11 @@ class SupervisedTask:
             case Refused(failure=failure):
                 # A signal to a process that has just ended: its exit is on the way.
                 logger.debug("task %s: %s %s", self.run.task_id, failure.call, failure.path)
+
+    def _refill(self) -> None:
+        """Sandboxes for tasks to come, when this one has what it needs."""
+        if self.settings.prepared_sandboxes:
+            get_pool(self.supervisor).fill()
 
     def _started(self, name: str, setup_ns: int) -> None:
         now_us = self.timeline.now_us()
@@ -587,6 +596,7 @@ class SupervisedTask:
         else:
             self.run.remove()
         self.supervisor.discard(self)
+        self._refill()
         # After the callbacks that are still queued.
         self.supervisor.call_back(self._tell_finished)
 

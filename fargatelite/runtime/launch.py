@@ -46,6 +46,7 @@ from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
 if TYPE_CHECKING:
     from fargatelite.cgroups.cgroup import Driver
     from fargatelite.images.image import Image
+    from fargatelite.metadata.server import OpenedEndpoint
     from fargatelite.runtime.inputs import ContainerInputs
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "Launched",
     "create_container",
     "hostname_of",
+    "make_sandbox",
     "make_spec",
     "platform_of",
     "privileges_of",
@@ -85,12 +87,35 @@ class Launched:
         self.cgroup = cgroup
         self.shim = shim
         self.ready = ready
+        self._opened: OpenedEndpoint | None = None
+
+    def open_endpoint(self) -> None:
+        """Opens the metadata endpoint, for `take_endpoint`. Raises: NetworkFailed."""
+        from fargatelite.metadata.server import open_endpoint
+
+        self._opened = open_endpoint(self.ready.network_namespace)
+
+    def take_endpoint(self) -> OpenedEndpoint:
+        """The opened endpoint, for a server to have."""
+        opened, self._opened = self._opened, None
+        assert opened is not None, "it is opened once and served once"
+        return opened
+
+    def _close_descriptors(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+        os.close(self.ready.user_namespace)
+        os.close(self.ready.network_namespace)
 
     def close(self) -> None:
         """Closes descriptors; the shim's namespaces live as long as it does."""
-        os.close(self.ready.user_namespace)
-        os.close(self.ready.network_namespace)
+        self._close_descriptors()
         self.shim.close()
+
+    def abort(self) -> None:
+        """Ends a sandbox that this process made: of a task that could not be provisioned."""
+        self._close_descriptors()
+        self.shim.abort()
 
 
 def task_limits(definition: TaskDefinition, *, has_burst: bool = False) -> CgroupLimits:
@@ -133,22 +158,70 @@ def provision(
     timeline: Timeline,
     open_endpoint: Callable[[Launched], None],
     address: str | None = None,
+    sandbox: Launched | None = None,
 ) -> Launched:
     """Slot, groups, shim with its namespaces, storage, network, generated files, endpoint.
 
+    `sandbox` has the first five already (`make_sandbox`), and belongs to this function from now on.
+    Raises: FargateliteError; what was made is found again by `remove_task`.
+    """
+    limits = task_limits(definition, has_burst=settings.beyond_fargate.cpu_burst)
+
+    def fit(made: Launched) -> None:
+        _fit_sandbox(settings, run, definition, made, timeline)
+        open_endpoint(made)
+
+    try:
+        check_platform(definition)
+        (settings.records / run.task_id / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.ledgers.mkdir(mode=0o700, exist_ok=True)
+        if sandbox is None:
+            return make_sandbox(
+                settings, run, timeline, limits=limits, network_mode=definition.network_mode,
+                storage_gib=definition.ephemeral_storage_gib, publish=publish, address=address,
+                meanwhile=fit,
+            )  # fmt: skip
+        with timeline.phase("task cgroup"):
+            detect_driver().create(names.cgroup_path(run.task_id), limits)
+        if publish:
+            from fargatelite.network import connect
+
+            with timeline.phase("publish"):
+                connect.readmit(sandbox.slot, publish)
+        fit(sandbox)
+    except BaseException:
+        if sandbox is not None:
+            sandbox.abort()
+        raise
+    return sandbox
+
+
+def make_sandbox(
+    settings: Settings,
+    run: RunDirectory,
+    timeline: Timeline,
+    *,
+    limits: CgroupLimits,
+    network_mode: str | None,
+    storage_gib: int,
+    publish: tuple[PortPublication, ...] = (),
+    address: str | None = None,
+    meanwhile: Callable[[Launched], None] | None = None,
+) -> Launched:
+    """Slot, shim with its namespaces, storage, task group, network, the endpoint's socket: what
+    needs no definition.
+
+    `meanwhile` is called with all but the storage, which waits for a disk.
     Raises: FargateliteError; what was made is found again by `remove_task`.
     """
     from fargatelite.network import connect, pool
-    from fargatelite.storage import efs, ephemeral
+    from fargatelite.storage import ephemeral
 
-    check_platform(definition)
-    logs = settings.records / run.task_id / "logs"
-    logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    settings.ledgers.mkdir(mode=0o700, exist_ok=True)
     with timeline.phase("slot"):
         slot = pool.SlotPool(Path(settings.run_root)).allocate(run.task_id, address)
     with timeline.phase("shim"):
         shim = Shim.start(run.path, slot.uid_base, slot.uid_count)
+    launched: Launched | None = None
 
     def make_storage() -> None:
         if settings.storage_backend != "unlimited":
@@ -158,38 +231,54 @@ def provision(
                     settings.cache,
                     settings.layers / run.task_id,
                     run.task_id,
-                    definition.ephemeral_storage_gib,
+                    storage_gib,
                 )
 
     try:
-        # The shim makes its namespaces meanwhile, and the storage waits for a disk.
+        # The shim makes its namespaces meanwhile.
         with beside(make_storage):
             with timeline.phase("task cgroup"):
-                cgroup = detect_driver().create(
-                    names.cgroup_path(run.task_id),
-                    task_limits(definition, has_burst=settings.beyond_fargate.cpu_burst),
-                )
-            for volume in definition.volumes:
-                if volume.efs is not None and volume.name is not None:
-                    with timeline.phase(f"mount {volume.efs.file_system_id}"):
-                        efs.mount_efs(settings, run.task_id, volume.name, volume.efs)
+                cgroup = detect_driver().create(names.cgroup_path(run.task_id), limits)
             with timeline.phase("namespaces"):
                 ready = shim.wait_ready()
             launched = Launched(slot, cgroup, shim, ready)
-            if definition.pid_mode == "task":
-                with timeline.phase("pid namespace"):
-                    _start_pid_holder(settings, run, shim)
             with timeline.phase("network"):
-                if definition.network_mode == "none":
+                if network_mode == "none":
                     connect.connect_loopback(ready.network_namespace)
-                elif definition.has_own_network:
+                elif network_mode != "host":
                     connect.connect(slot, ready.network_namespace, publish=publish)
-            write_task_files(run, definition, slot)
-            open_endpoint(launched)
+            if network_mode not in ("host", "none"):
+                with timeline.phase("metadata socket"):
+                    launched.open_endpoint()
+            if meanwhile is not None:
+                meanwhile(launched)
     except BaseException:
-        shim.abort()
+        if launched is not None:
+            launched.abort()
+        else:
+            shim.abort()
         raise
     return launched
+
+
+def _fit_sandbox(
+    settings: Settings,
+    run: RunDirectory,
+    definition: TaskDefinition,
+    launched: Launched,
+    timeline: Timeline,
+) -> None:
+    """What a definition adds to a sandbox."""
+    from fargatelite.storage import efs
+
+    for volume in definition.volumes:
+        if volume.efs is not None and volume.name is not None:
+            with timeline.phase(f"mount {volume.efs.file_system_id}"):
+                efs.mount_efs(settings, run.task_id, volume.name, volume.efs)
+    if definition.pid_mode == "task":
+        with timeline.phase("pid namespace"):
+            _start_pid_holder(settings, run, launched.shim)
+    write_task_files(run, definition, launched.slot)
 
 
 def _start_pid_holder(settings: Settings, run: RunDirectory, shim: Shim) -> None:

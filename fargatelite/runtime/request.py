@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from fargatelite.runtime import task as machine
 from fargatelite.runtime.describe import TaskFacts
 from fargatelite.runtime.events import Event
 from fargatelite.runtime.execute import SupervisedTask
+from fargatelite.runtime.prepared import get_pool, remove_unrecorded
 from fargatelite.runtime.record import decode_record
 from fargatelite.runtime.supervise import get_supervisor
 from fargatelite.runtime.trace import Timeline
@@ -36,6 +38,8 @@ __all__ = [
     "prepare_request",
     "start_task",
 ]
+
+logger = logging.getLogger(__name__)
 
 PullPolicy = Literal["always", "missing", "never"]
 
@@ -158,7 +162,7 @@ def adopt_task(
 ) -> SupervisedTask | None:
     """Goes on with a task whose supervisor is gone, on this process's supervisor.
 
-    None for one that was lost before anything of it was written down: its directory is removed.
+    None for one that was lost before anything of it was written down: it is removed.
     Raises: TaskBusy when somebody supervises it; TaskNotFound when it is gone; StateCorrupt.
     """
     from fargatelite.runtime.usage import get_sampler
@@ -167,7 +171,8 @@ def adopt_task(
     try:
         data = run.read_state()
         if data is None:
-            run.remove()
+            for failure in remove_unrecorded(settings, run):
+                logger.error("task %s: left behind: %s", run.task_id, failure)
             return None
         recorded = decode_record(data, run.path)
         definition = load_recorded(recorded.definition)
@@ -203,30 +208,47 @@ def start_task(
     timeline: Timeline,
     on_event: Callable[[Event], None] | None = None,
     on_finished: Callable[[], None] | None = None,
+    *,
+    has_known_id: bool = False,
 ) -> SupervisedTask:
     """Begins the task's life on this process's supervisor; returns at once. `on_finished` is called
     once, when it is STOPPED and nothing is left of it.
+
+    Unless somebody knows the request's task id already, a prepared sandbox gives it its own.
 
     Raises: ConfigurationInvalid, HostUnsupported: nothing has happened then.
     """
     from fargatelite.runtime.usage import get_sampler
 
-    task_id = TaskId(request.task_id)
     definition = load_recorded(request.definition)
-    with timeline.phase("run directory"):
-        ensure_private_directory(Path(settings.data_root))
-        (settings.records / task_id).mkdir(mode=0o700, parents=True, exist_ok=True)
-        run = RunDirectory.create(settings.runs, task_id)
-    supervised = SupervisedTask(
-        get_supervisor(settings),
-        run,
-        definition,
-        machine.new_state(definition, task_id, time.time_ns()),
-        request,
-        sampler=get_sampler(settings),
-        timeline=timeline,
-        on_event=on_event,
-        on_finished=on_finished,
-    )
+    supervisor = get_supervisor(settings)
+    sampler = get_sampler(settings)
+    sandbox = None
+    if settings.prepared_sandboxes and not has_known_id:
+        sandbox = get_pool(supervisor).take(definition, request.address)
+    try:
+        if sandbox is not None:
+            request = msgspec.structs.replace(request, task_id=sandbox.run.task_id)
+        task_id = TaskId(request.task_id)
+        with timeline.phase("run directory"):
+            ensure_private_directory(Path(settings.data_root))
+            (settings.records / task_id).mkdir(mode=0o700, parents=True, exist_ok=True)
+            run = sandbox.run if sandbox else RunDirectory.create(settings.runs, task_id)
+        supervised = SupervisedTask(
+            supervisor,
+            run,
+            definition,
+            machine.new_state(definition, task_id, time.time_ns()),
+            request,
+            sampler=sampler,
+            timeline=timeline,
+            on_event=on_event,
+            on_finished=on_finished,
+            sandbox=sandbox.launched if sandbox else None,
+        )
+    except BaseException:
+        if sandbox is not None:
+            get_pool(supervisor).give_back(sandbox)
+        raise
     supervised.begin()
     return supervised

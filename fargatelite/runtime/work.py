@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ from fargatelite.shim import ProcessStatus, Ready, Shim, read_exit_records
 from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
 
 if TYPE_CHECKING:
+    from fargatelite.cgroups.cgroup import Cgroup
     from fargatelite.images.image import Image, PullProgress
     from fargatelite.metadata.faults import FaultInjector
     from fargatelite.metadata.server import Handle
@@ -63,6 +65,7 @@ class HeldContainer:
         self.number = number
         self.image: Image | None = None
         self.image_path: Path | None = None
+        self.group: Future[Cgroup] | None = None
         self.spec: ContainerSpec | None = None
         self.plan: Plan = ()
         self.cancel_check_timeout: Callable[[], None] | None = None
@@ -86,6 +89,7 @@ class TaskWork:
         tell: Callable[[machine.Event], None],
         on_progress: Callable[[PullProgress], None],
         on_dropped: Callable[[LogsDroppedEvent], None],
+        sandbox: launch.Launched | None = None,
     ) -> None:
         self.settings = settings
         self.run = run
@@ -98,6 +102,7 @@ class TaskWork:
             for number, container in enumerate(definition.containers)
         }
         self.launched: launch.Launched | None = None
+        self._sandbox = sandbox
         self.pull_cancelled = threading.Event()
         self.logs = shipping.prepare(settings, run, definition, facts, on_dropped)
         self.leftovers: list[str] = []
@@ -110,6 +115,8 @@ class TaskWork:
         self._endpoint: Handle | None = None
         self._credentials_id: str | None = None
         self._volume_lock = threading.Lock()
+        self._group_lock = threading.Lock()
+        self._is_over = False
         self._secret_files: SecretFiles | None = None
         self._has_images = False
 
@@ -129,11 +136,32 @@ class TaskWork:
 
         Raises: FargateliteError; OSError. What was made is found again by `deprovision`.
         """
+        for held in self.containers.values():
+            held.group = Future()
+        sandbox, self._sandbox = self._sandbox, None
         self.launched = launch.provision(
             self.settings, self.run, self.definition, self._request.publish, self.timeline,
-            self._open_endpoint, self._request.address,
+            self._open_endpoint, self._request.address, sandbox,
         )  # fmt: skip
         self._meter(self.launched)
+
+    def make_container_groups(self) -> None:
+        """Makes what containers need that does not depend on their images, while those are pulled;
+        `start_container` waits for it, and raises what it raised."""
+        with self._group_lock:
+            for container in self.definition.containers:
+                group = self.containers[container.name].group
+                assert group is not None
+                try:
+                    if self._is_over:
+                        raise SandboxFailed("the task has ended")
+                    group.set_result(self._create_container(container))
+                except BaseException as error:  # noqa: BLE001  raised again by start_container
+                    group.set_exception(error)
+
+    def _create_container(self, container: ContainerDefinition) -> Cgroup:
+        assert self.launched is not None
+        return launch.create_container(self.settings, self.run, self.launched.slot, container)
 
     def _meter(self, launched: launch.Launched) -> None:
         self.sampler.add(
@@ -186,6 +214,8 @@ class TaskWork:
 
             connect.readmit(recorded.slot, self._request.publish)
         self._meter(launched)
+        if self.definition.has_own_network:
+            launched.open_endpoint()
         self._open_endpoint(launched)
         self._take_inputs(recorded.state)
         for item in recorded.state.containers:
@@ -249,7 +279,7 @@ class TaskWork:
             return source
 
         with self.timeline.phase("metadata endpoint"):
-            self._endpoint = get_metadata_server().add_task(netns_fd, make)
+            self._endpoint = get_metadata_server().add_task(launched.take_endpoint(), make)
 
     def _close_endpoint(self) -> None:
         if self._endpoint is not None:
@@ -337,7 +367,7 @@ class TaskWork:
             raise SandboxFailed(f"the image of container {name} is no longer in the store")
         with self.timeline.phase(f"prepare {name}"):
             container = self.definition_of(name)
-            cgroup = launch.create_container(self.settings, self.run, launched.slot, container)
+            cgroup = held.group.result() if held.group else self._create_container(container)
             write_container_files(self.run, self.definition, container, launched.slot)
             inputs = self._inputs.of_container(container)
             volumes = (
@@ -437,6 +467,8 @@ class TaskWork:
         """Removes all of the task and tells so; `leftovers` says what could not be removed."""
         from fargatelite.runtime.images import open_store
 
+        with self._group_lock:
+            self._is_over = True
         self._close_endpoint()
         try:
             self.sampler.remove(self.run.task_id)  # takes the last sample
@@ -453,7 +485,12 @@ class TaskWork:
                 open_store(self.settings).release(Path(self.settings.run_root), self.run.task_id)
 
         self.leftovers = launch.remove_task(
-            self.settings, self.run, self.driver, self.launched, release, self.timeline
+            self.settings,
+            self.run,
+            self.driver,
+            self.launched or self._sandbox,
+            release,
+            self.timeline,
         )
         for failure in self.leftovers:
             logger.error("task %s: left behind: %s", self.run.task_id, failure)

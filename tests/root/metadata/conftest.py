@@ -16,7 +16,7 @@ import pytest
 
 from fargatelite.metadata.faults import FaultInjector
 from fargatelite.metadata.routes import Credentials, Protection
-from fargatelite.metadata.server import Handle, MetadataServer
+from fargatelite.metadata.server import Handle, MetadataServer, open_endpoint
 from fargatelite.metadata.shapes import MetadataContainer, MetadataTask
 from fargatelite.metadata.stats import Reading
 from fargatelite.names import new_task_id, runtime_id
@@ -87,7 +87,7 @@ class Task:
             self.sources.append(TaskSource(faults if can_inject else None))
             return self.sources[0]
 
-        self.handle: Handle = server.add_task(netns_fd, make)
+        self.handle: Handle = server.add_task(open_endpoint(netns_fd), make)
         self.source = self.sources[0]
 
     def connect(self, port: int = 80) -> socket.socket:
