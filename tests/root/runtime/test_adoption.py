@@ -114,8 +114,10 @@ def test_health_checks_and_dependencies_go_on(roots: Settings, busybox: str) -> 
 
 
 def test_the_metadata_endpoint_is_there_again(roots: Settings, busybox: str) -> None:
+    # Adoption is under way when it is answered: as an SDK does, a client tries again.
     script = (
-        "while [ ! -e /go ]; do sleep 0.1; done; wget -q -O - $ECS_CONTAINER_METADATA_URI_V4/task"
+        "while [ ! -e /go ]; do sleep 0.1; done; for i in 0 1 2 3 4 5 6 7 8 9; do "
+        "wget -q -O - $ECS_CONTAINER_METADATA_URI_V4/task && exit; sleep 0.3; done; exit 9"
     )
     task = start(roots, definition(busybox, shell("app", script)))
     kill_supervisor(roots)
