@@ -1,4 +1,4 @@
-"""`fargatelite image`: pull, load, list, remove."""
+"""`fargatelite image`: pull, load, list, verify, remove."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fargatelite.cli.tables import format_bytes, is_terminal, print_json, print_table
+from fargatelite.cli.tables import (
+    format_bytes,
+    is_terminal,
+    make_printable,
+    print_json,
+    print_table,
+)
 from fargatelite.runtime.images import open_store
 from fargatelite.settings import Settings
 
@@ -29,7 +35,7 @@ def _detail(image: Image) -> dict[str, Any]:
 
 @click.group("image")
 def command() -> None:
-    """Pull, load, list and remove images.
+    """Pull, load, list, verify and remove images.
 
     \b
     Example:
@@ -121,6 +127,48 @@ def list_images(settings: Settings, output: str) -> None:
         ],
         right=("LAYERS", "SIZE"),
     )
+
+
+@command.command("verify")
+@click.option("--repair", is_flag=True, help="Pull again the images that are damaged.")
+@click.option("--output", type=click.Choice(["table", "json"]), default="table")
+@click.pass_obj
+def verify_store(settings: Settings, repair: bool, output: str) -> int:
+    """Read all layers and images and compare them with their checksums.
+
+    \b
+    Example:
+      fargatelite image verify --repair
+    """
+    from fargatelite.images import verify
+
+    store = open_store(settings)
+    found = verify.verify(store)
+    if repair and found.damage:
+        verify.repair(store, found)
+    if output == "json":
+        print_json(found)
+    else:
+        if found.damage:
+            print_table(
+                ("WHERE", "WHAT", "FILE", "IMAGES"),
+                [
+                    (item.path, item.what, make_printable(item.file or ""),
+                     " ".join(item.references))
+                    for item in found.damage
+                ],
+            )  # fmt: skip
+        for reference in found.repaired:
+            sys.stdout.write(f"pulled again: {reference}\n")
+        for failure in found.failures:
+            sys.stderr.write(f"not repaired: {failure}\n")
+        for layer in found.unchecked:
+            sys.stderr.write(f"no checksums, pull its image again: layer {layer}\n")
+        sys.stdout.write(
+            f"{found.layers} layers and {found.images} images, {format_bytes(found.read_bytes)} "
+            f"read: {len(found.damage) or 'no'} damaged\n"
+        )
+    return 1 if found.failures or (found.damage and not repair) else 0
 
 
 @command.command("remove")

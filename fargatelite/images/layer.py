@@ -21,7 +21,15 @@ from fargatelite.errors import ImageInvalid, StateCorrupt
 from fargatelite.images import tar
 from fargatelite.names import DiffId, Digest
 
-__all__ = ["BLOCK_BYTES", "Kind", "LayerResult", "LayerWriter", "Record", "read_table"]
+__all__ = [
+    "BLOCK_BYTES",
+    "Kind",
+    "LayerResult",
+    "LayerWriter",
+    "Record",
+    "add_zeros",
+    "read_table",
+]
 
 BLOCK_BYTES = 4096  # of EROFS; one page on every architecture that we run on
 MAX_ENTRIES = 10_000_000  # a distribution has 10^5; the table of 10^7 would be 1 GB
@@ -35,7 +43,8 @@ ZSTD_STEP_BYTES = 2048
 MAX_RATIO = 1100  # deflate cannot do more than 1032:1; zstd beyond it is a bomb, not a layer
 
 _TABLE_MAGIC = b"FLTB"
-TABLE_VERSION = 1
+TABLE_VERSION = 2  # 2: files have the CRC of their blocks; 1 had none
+_ZEROS = bytes(2**20)
 
 
 class Kind:
@@ -46,7 +55,8 @@ class Kind:
 
 class Record(msgspec.Struct, array_like=True, gc=False):
     """One entry of a layer. `path` has no leading slash; `block` is where a file's contents begin
-    in the blob, in blocks; `device` is major, minor."""
+    in the blob, in blocks; `device` is major, minor; `crc` is that of a file's blocks in the blob
+    (CRC-32, the zeros of its holes and of its last block included), None in tables of version 1."""
 
     path: bytes
     kind: int
@@ -59,6 +69,7 @@ class Record(msgspec.Struct, array_like=True, gc=False):
     link: bytes = b""
     device: tuple[int, int] = (0, 0)
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    crc: int | None = None
 
 
 class LayerResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +96,16 @@ _KINDS = {
     tar.DIRECTORY: Kind.DIRECTORY,
     tar.FIFO: Kind.FIFO,
 }
+
+
+def add_zeros(crc: int, count: int) -> int:
+    """The CRC-32 of what `crc` is of, followed by `count` zeros (25 GB a second)."""
+    from isal.isal_zlib import crc32
+
+    while count > 0:
+        crc = crc32(_ZEROS[:count], crc)
+        count -= len(_ZEROS)
+    return crc
 
 
 def clean_path(path: bytes) -> bytes:
@@ -323,7 +344,7 @@ class LayerWriter:
             path, kind, entry.mode, entry.uid, entry.gid, entry.mtime_s,
             entry.size if kind == Kind.FILE else 0, 0,
             clean_path(entry.link) if kind == Kind.HARD_LINK else entry.link,
-            entry.device, entry.xattrs,
+            entry.device, entry.xattrs, 0 if kind == Kind.FILE else None,
         )  # fmt: skip
         self._records.append(record)
         if kind != Kind.FILE:
@@ -334,7 +355,7 @@ class LayerWriter:
             raise ImageInvalid(f"the files of a layer have over {MAX_LAYER_BYTES} bytes")
         record.block = self._next_block
         self._next_block += blocks
-        yield from self._contents(entry, record.block * BLOCK_BYTES, is_pax_1_0)
+        record.crc = yield from self._contents(entry, record.block * BLOCK_BYTES, is_pax_1_0)
 
     def _skip(self, length: int) -> Generator[Any, Any, Any]:
         left = -(-length // tar.BLOCK) * tar.BLOCK
@@ -344,7 +365,10 @@ class LayerWriter:
             left -= taken
             yield taken
 
-    def _contents(self, entry: tar.Entry, base: int, is_pax_1_0: bool) -> Generator[Any, Any, Any]:
+    def _contents(self, entry: tar.Entry, base: int, is_pax_1_0: bool) -> Generator[Any, Any, int]:
+        """Writes a file's contents at `base`; returns the CRC of its blocks."""
+        from isal.isal_zlib import crc32
+
         stored = entry.stored
         segments: tuple[tuple[int, int], ...] = ((0, stored),) if stored else ()
         if is_pax_1_0:
@@ -357,7 +381,10 @@ class LayerWriter:
         if sum(length for _, length in segments) > stored:
             raise ImageInvalid(f"sparse map of {entry.path[:80]!r} asks for more than is stored")
         padding = -stored % tar.BLOCK
+        crc, end = 0, 0
         for offset, length in segments:
+            crc = add_zeros(crc, offset - end)
+            end = offset + length
             at, left = base + offset, length
             stored -= length
             while left:
@@ -367,10 +394,12 @@ class LayerWriter:
                 written = 0
                 while written < taken:
                     written += os.pwrite(self._blob, view[written:], at + written)
+                crc = crc32(view, crc)
                 at += taken
                 left -= taken
                 yield taken
         yield from self._skip_exact(stored + padding)
+        return add_zeros(crc, -(-entry.size // BLOCK_BYTES) * BLOCK_BYTES - end)
 
     def _skip_exact(self, left: int) -> Generator[Any, Any, Any]:
         while left:
@@ -453,9 +482,9 @@ def read_table(path: Path) -> list[Record]:
     if len(data) < 12 or data[:4] != _TABLE_MAGIC:
         raise StateCorrupt(f"{path} is no layer table", path=path)
     version, _, crc = struct.unpack_from("<HHI", data, 4)
-    if version != TABLE_VERSION:
+    if version not in (1, TABLE_VERSION):
         raise StateCorrupt(
-            f"{path} is of version {version}, this reads {TABLE_VERSION}; pull the image again",
+            f"{path} is of version {version}, this reads 1 and {TABLE_VERSION}; pull it again",
             path=path,
         )
     body = memoryview(data)[12:]

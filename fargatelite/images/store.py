@@ -44,7 +44,7 @@ from fargatelite.images.layer import BLOCK_BYTES, LayerResult, read_table
 from fargatelite.images.reference import Reference, parse_reference
 from fargatelite.names import DiffId, Digest, TaskId
 
-__all__ = ["ImageStore", "LayerEntry"]
+__all__ = ["ImageStore", "LayerEntry", "StoredImage", "StoredReference"]
 
 STORE_VERSION = "1"
 MAX_FILE_READ = 1024 * 1024  # /etc/passwd and /etc/group (CVE-2026-47262)
@@ -61,7 +61,9 @@ class LayerEntry(msgspec.Struct, frozen=True, kw_only=True):
     blob_bytes: int
 
 
-class _StoredImage(msgspec.Struct, frozen=True, kw_only=True):
+class StoredImage(msgspec.Struct, frozen=True, kw_only=True):
+    """An image, beside its files."""
+
     version: int = 1
     image_id: Digest
     config: ImageConfig
@@ -70,9 +72,17 @@ class _StoredImage(msgspec.Struct, frozen=True, kw_only=True):
     compressed_bytes: int
     passwd: bytes
     group: bytes
+    checksum: str | None = None
+    """SHA-256 of this without it; None in one that an older fargatelite wrote."""
+
+    def checksum_now(self) -> str:
+        bare = msgspec.structs.replace(self, checksum=None)
+        return hashlib.sha256(msgspec.json.encode(bare)).hexdigest()
 
 
-class _StoredReference(msgspec.Struct, frozen=True, kw_only=True):
+class StoredReference(msgspec.Struct, frozen=True, kw_only=True):
+    """What a name meant at its last pull or load."""
+
     version: int = 1
     reference: str
     digest: Digest
@@ -114,7 +124,7 @@ class ImageStore:
         self.root = root
         self.backend = ImageBackend(backend)
         self.config = config or RegistryConfig()
-        self._cache: dict[str, _StoredImage] = {}
+        self._cache: dict[str, StoredImage] = {}
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("layers", "digests", "images", "references", "locks", "tmp"):
             (root / name).mkdir(mode=0o700, exist_ok=True)
@@ -175,9 +185,10 @@ class ImageStore:
             )
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
-        return entry if self._layer(entry.diff_id).is_dir() else None
+        return entry if self.layer_directory(entry.diff_id).is_dir() else None
 
-    def _layer(self, diff_id: str) -> Path:
+    def layer_directory(self, diff_id: str) -> Path:
+        """Where a layer's blob and table are."""
         return self.root / "layers" / _hex(diff_id)
 
     def publish_layer(self, result: LayerResult) -> LayerEntry:
@@ -188,7 +199,7 @@ class ImageStore:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-        target = self._layer(result.diff_id)
+        target = self.layer_directory(result.diff_id)
         holder = result.blob.parent / "publish"
         holder.mkdir(mode=0o700)
         os.rename(result.blob, holder / "blob")
@@ -209,27 +220,43 @@ class ImageStore:
 
     # ---- images ----
 
-    def _image_directory(self, image_id: str) -> Path:
+    def image_directory(self, image_id: str) -> Path:
+        """Where an image's own files are."""
         return self.root / "images" / _hex(image_id)
 
-    def _read_image(self, image_id: str) -> _StoredImage | None:
+    def _read_image(self, image_id: str) -> StoredImage | None:
         cached = self._cache.get(image_id)
-        directory = self._image_directory(image_id)
+        directory = self.image_directory(image_id)
         if cached is not None:
             if directory.is_dir():
                 return cached
             del self._cache[image_id]
             return None
         try:
-            stored = msgspec.json.decode((directory / "image.json").read_bytes(), type=_StoredImage)
+            stored = self.read_image_file(image_id)
         except FileNotFoundError:
             return None
+        self._cache[image_id] = stored
+        return stored
+
+    def read_image_file(self, image_id: str) -> StoredImage:
+        """What the store keeps of an image beside its files.
+
+        Raises: FileNotFoundError; StateCorrupt.
+        """
+        directory = self.image_directory(image_id)
+        try:
+            stored = msgspec.json.decode((directory / "image.json").read_bytes(), type=StoredImage)
         except msgspec.MsgspecError as error:
             raise StateCorrupt(
                 f"{directory}/image.json: {error}; remove the image and pull it again",
                 path=directory,
             ) from error
-        self._cache[image_id] = stored
+        if stored.checksum is not None and stored.checksum != stored.checksum_now():
+            raise StateCorrupt(
+                f"{directory}/image.json: wrong checksum; `fargatelite image verify --repair`",
+                path=directory,
+            )
         return stored
 
     def build_image(
@@ -239,16 +266,18 @@ class ImageStore:
         from fargatelite.images.erofs import write_erofs
         from fargatelite.images.merge import merge_layers, read_file_node
 
-        directory = self._image_directory(image_id)
+        directory = self.image_directory(image_id)
         if directory.is_dir():
             return
-        root = merge_layers([read_table(self._layer(item.diff_id) / "table") for item in layers])
+        root = merge_layers(
+            [read_table(self.layer_directory(item.diff_id) / "table") for item in layers]
+        )
 
         def read(path: bytes) -> bytes:
             node = read_file_node(root, path)
             if node is None or node.layer < 0:
                 return b""
-            blob = self._layer(layers[node.layer].diff_id) / "blob"
+            blob = self.layer_directory(layers[node.layer].diff_id) / "blob"
             with open(blob, "rb") as file:
                 file.seek(node.record.block * BLOCK_BYTES)
                 return file.read(min(node.record.size, MAX_FILE_READ))
@@ -258,20 +287,17 @@ class ImageStore:
             made = scratch / "image"
             made.mkdir(mode=0o700)
             write_erofs(root, blocks, made / "image.erofs")
-            _replace(
-                made / "image.json",
-                msgspec.json.encode(
-                    _StoredImage(
-                        image_id=image_id,
-                        config=config,
-                        diff_ids=tuple(item.diff_id for item in layers),
-                        blob_blocks=blocks,
-                        compressed_bytes=sum(item.compressed_bytes for item in layers),
-                        passwd=read(b"etc/passwd"),
-                        group=read(b"etc/group"),
-                    )
-                ),
+            stored = StoredImage(
+                image_id=image_id,
+                config=config,
+                diff_ids=tuple(item.diff_id for item in layers),
+                blob_blocks=blocks,
+                compressed_bytes=sum(item.compressed_bytes for item in layers),
+                passwd=read(b"etc/passwd"),
+                group=read(b"etc/group"),
             )
+            stored = msgspec.structs.replace(stored, checksum=stored.checksum_now())
+            _replace(made / "image.json", msgspec.json.encode(stored))
             fd = os.open(made / "image.erofs", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)
@@ -282,6 +308,10 @@ class ImageStore:
             except OSError:
                 if not directory.is_dir():
                     raise
+
+    def forget(self, image_id: str) -> None:
+        """Drops what this process remembers of an image that has gone from the store."""
+        self._cache.pop(image_id, None)
 
     # ---- references ----
 
@@ -304,7 +334,7 @@ class ImageStore:
         _replace(
             self._reference_path(reference, platform),
             msgspec.json.encode(
-                _StoredReference(
+                StoredReference(
                     reference=text,
                     digest=digest,
                     resolved=resolved,
@@ -315,15 +345,22 @@ class ImageStore:
             ),
         )
 
-    def _read_reference(self, path: Path) -> _StoredReference | None:
+    def list_references(self) -> Iterator[Path]:
+        """The files that hold names, for `read_reference`."""
+        for path in sorted((self.root / "references").iterdir()):
+            if not path.name.startswith("."):
+                yield path
+
+    def read_reference(self, path: Path) -> StoredReference | None:
+        """A name's meaning; None when it was removed. Raises: StateCorrupt."""
         try:
-            return msgspec.json.decode(path.read_bytes(), type=_StoredReference)
+            return msgspec.json.decode(path.read_bytes(), type=StoredReference)
         except FileNotFoundError:
             return None
         except msgspec.MsgspecError as error:
             raise StateCorrupt(f"{path}: {error}; pull the image again", path=path) from error
 
-    def _image(self, stored: _StoredReference, text: str) -> Image | None:
+    def _image(self, stored: StoredReference, text: str) -> Image | None:
         found = self._read_image(stored.image_id)
         if found is None:
             return None
@@ -341,16 +378,14 @@ class ImageStore:
     def find(self, reference: str, platform: str = "linux/amd64") -> Image | None:
         """The image that a name meant at its last pull or load; None when it is not there."""
         parsed = parse_reference(reference)
-        stored = self._read_reference(self._reference_path(parsed, platform))
+        stored = self.read_reference(self._reference_path(parsed, platform))
         return self._image(stored, reference) if stored is not None else None
 
     def list_images(self) -> list[Image]:
         """All images that have a name, by name."""
         found = []
-        for path in (self.root / "references").iterdir():
-            if path.name.startswith("."):
-                continue
-            stored = self._read_reference(path)
+        for path in self.list_references():
+            stored = self.read_reference(path)
             image = self._image(stored, stored.reference) if stored is not None else None
             if image is not None:
                 found.append(image)
@@ -378,7 +413,7 @@ class ImageStore:
         """
         parsed = parse_reference(reference)
         policy = PullPolicy(policy)
-        stored = self._read_reference(self._reference_path(parsed, platform))
+        stored = self.read_reference(self._reference_path(parsed, platform))
         image = self._image(stored, reference) if stored is not None else None
         if policy is PullPolicy.NEVER:
             if image is None:
@@ -448,17 +483,17 @@ class ImageStore:
                 self._mount(stored, target)
         return target
 
-    def _mount(self, stored: _StoredImage, target: Path) -> None:
+    def _mount(self, stored: StoredImage, target: Path) -> None:
         """Mounts by the store's backend; `auto` falls back to a directory."""
         from fargatelite.images.directory import bind_directory
         from fargatelite.images.mount import mount_erofs
 
-        blobs = [self._layer(diff_id) / "blob" for diff_id in stored.diff_ids]
+        blobs = [self.layer_directory(diff_id) / "blob" for diff_id in stored.diff_ids]
         if self.backend is not ImageBackend.DIRECTORY:
             loop = None if self.backend is ImageBackend.AUTO else self.backend is ImageBackend.LOOP
             try:
                 mount_erofs(
-                    self._image_directory(stored.image_id) / "image.erofs", blobs, target, loop=loop
+                    self.image_directory(stored.image_id) / "image.erofs", blobs, target, loop=loop
                 )
             except HostUnsupported:
                 if self.backend is not ImageBackend.AUTO:
@@ -468,12 +503,12 @@ class ImageStore:
         with self.lock(stored.image_id):
             bind_directory(self._unpack(stored, blobs), target)
 
-    def _unpack(self, stored: _StoredImage, blobs: Sequence[Path]) -> Path:
+    def _unpack(self, stored: StoredImage, blobs: Sequence[Path]) -> Path:
         """The image's files in a directory, made at their first use; the caller holds its lock."""
         from fargatelite.images.directory import unpack_image
         from fargatelite.images.merge import merge_layers
 
-        unpacked = self._image_directory(stored.image_id) / "root"
+        unpacked = self.image_directory(stored.image_id) / "root"
         if not unpacked.is_dir():
             tables = [read_table(blob.with_name("table")) for blob in blobs]
             with self.scratch() as scratch:
@@ -492,7 +527,7 @@ class ImageStore:
         from fargatelite.images.directory import unpack_image
         from fargatelite.images.merge import find_directory, merge_layers
 
-        blobs = [self._layer(diff_id) / "blob" for diff_id in image.diff_ids]
+        blobs = [self.layer_directory(diff_id) / "blob" for diff_id in image.diff_ids]
         root = merge_layers([read_table(blob.with_name("table")) for blob in blobs])
         found = find_directory(root, path.encode("utf-8", "surrogateescape"))
         if found is None:
@@ -500,7 +535,7 @@ class ImageStore:
         unpack_image(found, blobs, target, id_base)
         return True
 
-    def _is_bound(self, image_directory: Path) -> bool:
+    def is_bound(self, image_directory: Path) -> bool:
         """Whether the unpacked files are some task's: unlike EROFS, nothing else holds them."""
         # Field 4 of a line is the mounted directory, within its own file system (proc(5)).
         end = f"/{image_directory.parent.name}/{image_directory.name}/root"
@@ -556,8 +591,8 @@ class ImageStore:
         Raises: ImageNotFound.
         """
         removed = 0
-        for path in (self.root / "references").iterdir():
-            stored = self._read_reference(path) if not path.name.startswith(".") else None
+        for path in self.list_references():
+            stored = self.read_reference(path)
             if stored is None:
                 continue
             same_name = reference == stored.reference
@@ -598,7 +633,7 @@ class ImageStore:
             if path.name.startswith("."):
                 path.unlink(missing_ok=True)
                 continue
-            stored = self._read_reference(path)
+            stored = self.read_reference(path)
             if stored is not None:
                 wanted_images.add(_hex(stored.image_id))
         wanted_layers = set()
@@ -608,10 +643,10 @@ class ImageStore:
                 wanted_layers |= {_hex(diff_id) for diff_id in found.diff_ids}
                 continue
             with self.lock(f"sha256:{path.name}"):
-                if self._is_bound(path):
+                if self.is_bound(path):
                     continue
                 removed.append(f"sha256:{path.name}")
-                self._cache.pop(f"sha256:{path.name}", None)
+                self.forget(f"sha256:{path.name}")
                 shutil.rmtree(path)
         for path in (self.root / "layers").iterdir():
             if path.name not in wanted_layers:

@@ -304,7 +304,7 @@ def test_table_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     for bad, words in (
         (b"", "is no layer table"),
         (b"XXXX" + good[4:], "is no layer table"),
-        (good[:4] + b"\x07\0" + good[6:], "is of version 7, this reads 1; pull the image again"),
+        (good[:4] + b"\x07\0" + good[6:], "is of version 7, this reads 1 and 2; pull it again"),
         (good[:-1], "wrong CRC; pull the image again"),
         (good[:40] + bytes([good[40] ^ 1]) + good[41:], "wrong CRC; pull the image again"),
     ):
