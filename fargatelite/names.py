@@ -6,8 +6,8 @@ a list (design: "Any task can change hands").
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from typing import NewType
 
 from fargatelite.errors import StateCorrupt
@@ -55,7 +55,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 
 def new_task_id() -> TaskId:
     """A random task id."""
-    return TaskId(secrets.token_hex(16))
+    return TaskId(os.urandom(16).hex())  # as secrets.token_hex, whose import costs 4 ms
 
 
 def parse_task_id(text: str) -> TaskId:

@@ -41,7 +41,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -221,14 +220,22 @@ def _read_file(environment: Mapping[str, str]) -> dict[str, Any]:
     chosen = environment.get("FARGATELITE_CONFIG")
     path = Path(chosen) if chosen else DEFAULT_CONFIG
     try:
-        return tomllib.loads(path.read_text())
+        text = path.read_text()
     except FileNotFoundError as error:
         if chosen:
             raise ConfigurationInvalid(
                 f"configuration file {path} is not there; correct FARGATELITE_CONFIG", path=path
             ) from error
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigurationInvalid(
+            f"configuration file {path} is not TOML: {error}", path=path
+        ) from error
+    import tomllib  # most hosts have no file
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise ConfigurationInvalid(
             f"configuration file {path} is not TOML: {error}", path=path
         ) from error

@@ -18,7 +18,6 @@ from __future__ import annotations
 import functools
 import tomllib
 from decimal import Decimal
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -118,7 +117,7 @@ class PriceBook(msgspec.Struct, frozen=True, kw_only=True):
 
 @functools.cache
 def _load() -> _Book:
-    data = resources.files("fargatelite.billing").joinpath("prices", BOOK).read_bytes()
+    data = Path(__file__).with_name("prices").joinpath(BOOK).read_bytes()
     book = msgspec.json.decode(data, type=_Book)
     if book.version != BOOK_VERSION:
         raise StateCorrupt(f"price book {BOOK} is of version {book.version}, not {BOOK_VERSION}")

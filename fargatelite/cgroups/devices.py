@@ -10,15 +10,18 @@ include/uapi/linux/bpf.h (struct bpf_cgroup_dev_ctx).
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import platform
 import struct
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from fargatelite.errors import CgroupFailed, HostUnsupported
+
+if TYPE_CHECKING:
+    import ctypes
 
 __all__ = ["ALLOWED", "DeviceRule", "attach_device_program", "device_program"]
 
@@ -110,6 +113,8 @@ def attach_device_program(directory: str, rules: tuple[DeviceRule, ...] = ALLOWE
     Programs of parent groups go on to hold too (BPF_F_ALLOW_MULTI: all must allow).
     Raises: HostUnsupported without CONFIG_CGROUP_BPF, CgroupFailed otherwise.
     """
+    import ctypes  # 2 ms, on v2 only
+
     group = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         query = ctypes.create_string_buffer(
@@ -148,6 +153,8 @@ def attach_device_program(directory: str, rules: tuple[DeviceRule, ...] = ALLOWE
 def _bpf(
     command: int, attributes: ctypes.Array[ctypes.c_char], directory: str, tolerate: int = 0
 ) -> int:
+    import ctypes
+
     number = _BPF_SYSCALL.get(platform.machine())
     if number is None:
         raise HostUnsupported(f"no bpf(2) number known for {platform.machine()}")

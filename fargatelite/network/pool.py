@@ -14,7 +14,6 @@ import fcntl
 import ipaddress
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -226,7 +225,7 @@ class SlotPool:
 
     def _publish(self, path: Path, content: Struct) -> None:
         """Makes the whole file appear at once; refuses to replace one. Under the lock."""
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as file:

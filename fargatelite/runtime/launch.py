@@ -579,20 +579,28 @@ def remove_task(
         with step("shim"):
             launched.close()
             launched.shim.reap()
-    with step("cgroups"):
-        driver.remove(path)
-    with step("network"):
-        slots = pool.SlotPool(Path(settings.run_root))
-        slot = slots.find(run.task_id)
-        if slot is not None:
-            connect.disconnect(slot)
+    slots = pool.SlotPool(Path(settings.run_root))
+    slot: Slot | None = None
+
+    def disconnect() -> None:
+        nonlocal slot
+        with step("network"):
+            slot = slots.find(run.task_id)
+            if slot is not None:
+                connect.disconnect(slot)
+
+    with beside(disconnect):  # the kernel lets an interface go after a grace period: 10 to 25 ms
+        with step("cgroups"):
+            driver.remove(path)
+        with step("images"):
+            release_images()
+        with step("secrets"):
+            SecretFiles(settings, run.task_id).remove()
+        with step("file systems of EFS"):
+            efs.unmount_all(settings, run.task_id)
+        with step("writable layers"):
+            ephemeral.remove_storage(settings.storage, settings.layers / run.task_id, run.task_id)
+    if slot is not None and not failures:  # its address and ids, when nothing has them any more
+        with step("slot"):
             slots.release(run.task_id)
-    with step("images"):
-        release_images()
-    with step("secrets"):
-        SecretFiles(settings, run.task_id).remove()
-    with step("file systems of EFS"):
-        efs.unmount_all(settings, run.task_id)
-    with step("writable layers"):
-        ephemeral.remove_storage(settings.storage, settings.layers / run.task_id, run.task_id)
     return failures
