@@ -122,7 +122,7 @@ def test_containers_share_one_network_and_nothing_else(settings: Settings, busyb
         ),
         shell(
             "client",
-            "until wget -q -O - http://127.0.0.1:8080/index.html; do sleep 0.1; done; "
+            "until wget -q -O - http://127.0.0.1:8080/index.html 2>/dev/null; do sleep 0.1; done; "
             "ps; ls /index.html; ip -4 addr show eth1",
             dependsOn=[{"containerName": "server", "condition": "START"}],
         ),
