@@ -8,6 +8,7 @@
     ├── TaskDefinitionInactive  it was deregistered
     ├── HostUnsupported         this host lacks a kernel feature, a tool or a privilege
     ├── ConfigurationInvalid    a root, address range or other setting of the host is unusable
+    ├── CapacityExceeded        the host's tasks may not be that large together
     ├── ImageError              ecs_name CannotPullContainerError
     │   ├── InvalidReference        the image name itself is malformed
     │   ├── ImageNotFound           the registry has no such repository, tag or platform
@@ -35,6 +36,7 @@ import os
 
 __all__ = [
     "AwsFailed",
+    "CapacityExceeded",
     "CgroupFailed",
     "ConfigurationInvalid",
     "DigestMismatch",
@@ -225,6 +227,19 @@ class LogEndpointUnavailable(LogDriverFailed):
     """Nobody answers where logs go, or not now; the same may succeed later."""
 
     retryable = True
+
+
+class CapacityExceeded(FargateliteError):
+    """The task does not fit beside those of this host; retryable when some of them have ended.
+
+    `reason` is ECS' own word for it in RunTask's failures: RESOURCE:CPU or RESOURCE:MEMORY.
+    """
+
+    retryable = True
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
 
 
 class TaskNotFound(FargateliteError):

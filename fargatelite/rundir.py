@@ -7,6 +7,7 @@
         state.json   {"version": 1, ...}, replaced by rename
         requests/stop.json  a stop that another process asked for, replaced by rename; in a
                      directory of its own, which the supervisor watches
+        size         CPU units and MiB that it takes of the host's capacity, where that is bounded
         exits        exit records, written by the shim
         shim.sock    the shim's control socket
         guest-<container>.plan  how `exec` gets into a container (sandbox/compile.py)
@@ -33,6 +34,7 @@ from fargatelite.names import TaskId, parse_task_id
 __all__ = ["DesiredStop", "RunDirectory", "ensure_private_directory", "replace_file"]
 
 STATE_NAME, DESIRED_NAME, EXITS_NAME = "state.json", "requests/stop.json", "exits"
+SIZE_NAME = "size"
 _REMOVED = ".removed-"  # no task id begins with it
 
 
@@ -179,6 +181,15 @@ class RunDirectory:
     def requests(self) -> Path:
         """What other processes ask of the supervisor; a file moved to here is a request."""
         return self.path / "requests"
+
+    def write_size(self, cpu_units: int, memory_mib: int) -> None:
+        """Records how much of the host's capacity the task takes (runtime.capacity)."""
+        replace_file(self.path / SIZE_NAME, b"%d %d" % (cpu_units, memory_mib))
+
+    def read_size(self) -> tuple[int, int]:
+        """CPU units and MiB; zeros for a directory without a task yet, or that is gone."""
+        cpu_units, memory_mib = map(int, (self._read(SIZE_NAME) or b"0 0").split())
+        return cpu_units, memory_mib
 
     def write_guest_plan(self, container: str, data: bytes) -> None:
         """Records how to get into a container that is about to start."""

@@ -31,6 +31,10 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     source = "none"                      # or host, assume, static
     static_file = "/etc/fargatelite/credentials.json"
 
+    [capacity]                           # of all tasks together; no bound by default
+    cpu_units = 8192
+    memory_mib = 16384
+
     [beyond_fargate]                     # what Fargate has not; each off by default
     cpu_burst = true
 
@@ -113,6 +117,13 @@ class CredentialSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     static_file: str | None = None
 
 
+class Capacity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How large all tasks of a run root may be together; None: no bound."""
+
+    cpu_units: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    memory_mib: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The host's settings. Both roots are absolute paths, made with mode 0700."""
 
@@ -140,6 +151,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A price book of the user's own; see billing/prices.py."""
     allow_privileged: bool = False
     beyond_fargate: BeyondFargate = BeyondFargate()
+    capacity: Capacity = Capacity()
     efs: tuple[EfsFileSystem, ...] = ()
     assume_roles: bool = False
     secrets: SecretSettings = SecretSettings()

@@ -16,6 +16,7 @@ from fargatelite.names import TaskId
 from fargatelite.network.slot import PortPublication, Protocol
 from fargatelite.rundir import RunDirectory, ensure_private_directory
 from fargatelite.runtime import task as machine
+from fargatelite.runtime.capacity import admitted
 from fargatelite.runtime.describe import TaskFacts
 from fargatelite.runtime.events import Event
 from fargatelite.runtime.execute import SupervisedTask
@@ -216,7 +217,7 @@ def start_task(
 
     Unless somebody knows the request's task id already, a prepared sandbox gives it its own.
 
-    Raises: ConfigurationInvalid, HostUnsupported: nothing has happened then.
+    Raises: ConfigurationInvalid, HostUnsupported, CapacityExceeded: nothing has happened then.
     """
     from fargatelite.runtime.usage import get_sampler
 
@@ -224,16 +225,18 @@ def start_task(
     supervisor = get_supervisor(settings)
     sampler = get_sampler(settings)
     sandbox = None
-    if settings.prepared_sandboxes and not has_known_id:
-        sandbox = get_pool(supervisor).take(definition, request.address)
     try:
-        if sandbox is not None:
-            request = msgspec.structs.replace(request, task_id=sandbox.run.task_id)
-        task_id = TaskId(request.task_id)
-        with timeline.phase("run directory"):
+        with timeline.phase("run directory"), admitted(settings, definition) as size:
+            if settings.prepared_sandboxes and not has_known_id:
+                sandbox = get_pool(supervisor).take(definition, request.address)
+            if sandbox is not None:
+                request = msgspec.structs.replace(request, task_id=sandbox.run.task_id)
+            task_id = TaskId(request.task_id)
             ensure_private_directory(Path(settings.data_root))
             (settings.records / task_id).mkdir(mode=0o700, parents=True, exist_ok=True)
             run = sandbox.run if sandbox else RunDirectory.create(settings.runs, task_id)
+            if size is not None:
+                run.write_size(*size)
         supervised = SupervisedTask(
             supervisor,
             run,
