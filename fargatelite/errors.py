@@ -18,6 +18,7 @@
     │   ├── DigestMismatch          bytes are not what their digest says
     │   └── ImageInvalid            a manifest, config or layer breaks its format or a bound
     ├── SandboxFailed           an operation of a launch failed; names op, call, object, errno
+    │   └── ExecFailed              the program of an `exec` never ran
     ├── NetworkFailed           ecs_name ResourceInitializationError
     ├── CgroupFailed            ecs_name ResourceInitializationError
     ├── StorageFailed           ecs_name ResourceInitializationError
@@ -40,6 +41,7 @@ __all__ = [
     "CgroupFailed",
     "ConfigurationInvalid",
     "DigestMismatch",
+    "ExecFailed",
     "FargateliteError",
     "HostUnsupported",
     "ImageError",
@@ -190,6 +192,14 @@ class SandboxFailed(FargateliteError):
         self.op = op
         self.op_index = op_index
         self.call = call
+
+
+class ExecFailed(SandboxFailed):
+    """The program of an `exec` never ran; `exit_code` is 126 or 127 when it was to blame."""
+
+    def __init__(self, text: str, exit_code: int | None) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
 
 
 class NetworkFailed(FargateliteError):

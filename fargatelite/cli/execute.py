@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from fargatelite.runtime.guest import GuestFailed, run_guest
+from fargatelite.errors import ExecFailed
+from fargatelite.runtime.guest import run_guest
 from fargatelite.runtime.record import find_record
 from fargatelite.settings import Settings
 
@@ -76,7 +77,7 @@ def command(
             environment=environment,
             force=force,
         )
-    except GuestFailed as error:
+    except ExecFailed as error:
         if error.exit_code is None:
             raise
         click.echo(f"Error: {error}", err=True)

@@ -22,7 +22,7 @@ import tty
 from collections.abc import Callable, Iterator, Sequence
 
 from fargatelite import names
-from fargatelite.errors import FargateliteError, SandboxFailed, TaskNotFound
+from fargatelite.errors import ExecFailed, FargateliteError, SandboxFailed, TaskNotFound
 from fargatelite.rundir import RunDirectory
 from fargatelite.runtime.reasons import describe_failure, start_failure_exit_code
 from fargatelite.runtime.record import TaskRecord
@@ -31,19 +31,11 @@ from fargatelite.sandbox.plan import Plan, decode_plan, encode_plan
 from fargatelite.settings import Settings
 from fargatelite.shim import ProcessExited, ProcessFailed, ProcessStarted, Refused, Shim
 
-__all__ = ["GUEST_NUMBER", "GuestFailed", "choose_container", "run_guest"]
+__all__ = ["GUEST_NUMBER", "choose_container", "run_guest"]
 
 GUEST_NUMBER = 2000  # process numbers in the shim: containers, then health checks, then guests
 _CHUNK_BYTES = 65536
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-
-
-class GuestFailed(SandboxFailed):
-    """The program never ran; `exit_code` is 126 or 127 when it was to blame, as in a shell."""
-
-    def __init__(self, text: str, exit_code: int | None) -> None:
-        super().__init__(text)
-        self.exit_code = exit_code
 
 
 def choose_container(record: TaskRecord, name: str | None) -> int:
@@ -90,7 +82,7 @@ class _Pump:
                 raise SandboxFailed("the task ended")
             case ProcessFailed(number=self.number, failure=failure):
                 code = start_failure_exit_code(failure, self.plan)
-                raise GuestFailed(describe_failure(failure, self.plan, "exec"), code)
+                raise ExecFailed(describe_failure(failure, self.plan, "exec"), code)
             case Refused(number=self.number, failure=failure):
                 raise SandboxFailed(f"exec: {failure.path}: {os.strerror(failure.errno)}")
             case ProcessExited(number=self.number, exit_code=code):
@@ -280,7 +272,7 @@ def run_guest(
     Uses this process's standard streams: stdin only when `interactive`. `environment` (NAME=value)
     goes over the container's own. `force`: also where the task was not started with
     enableExecuteCommand.
-    Raises: TaskNotFound for a task or container that does not run; GuestFailed when the program
+    Raises: TaskNotFound for a task or container that does not run; ExecFailed when the program
         could not be started; FargateliteError.
     """
     if not record.facts.enable_execute_command and not force:
