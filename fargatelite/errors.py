@@ -6,6 +6,7 @@
     ├── InvalidTaskDefinition   the definition or an override breaks a rule (all problems at once)
     ├── TaskDefinitionNotFound  no such family and revision is registered
     ├── TaskDefinitionInactive  it was deregistered
+    ├── UnknownField            `definition explain`: no field has that name, or several have
     ├── HostUnsupported         this host lacks a kernel feature, a tool or a privilege
     ├── ConfigurationInvalid    a root, address range or other setting of the host is unusable
     ├── CapacityExceeded        the host's tasks may not be that large together
@@ -25,6 +26,7 @@
     ├── AwsFailed               ecs_name ResourceInitializationError: secret, file or role
     ├── LogDriverFailed         ecs_name ResourceInitializationError
     │   └── LogEndpointUnavailable  nobody answers where logs go; retried
+    ├── CopyFailed              `cp`: a file could not be copied
     ├── TaskNotFound            no live or recorded task has that id
     ├── TaskAmbiguous           a shortened id fits more than one task
     ├── TaskBusy                another process supervises the task
@@ -40,6 +42,7 @@ __all__ = [
     "CapacityExceeded",
     "CgroupFailed",
     "ConfigurationInvalid",
+    "CopyFailed",
     "DigestMismatch",
     "ExecFailed",
     "FargateliteError",
@@ -63,6 +66,7 @@ __all__ = [
     "TaskDefinitionInactive",
     "TaskDefinitionNotFound",
     "TaskNotFound",
+    "UnknownField",
 ]
 
 
@@ -119,6 +123,10 @@ class TaskDefinitionInactive(FargateliteError):
     """A deregistered task definition starts no new task (contract 2.10)."""
 
     ecs_name = "InvalidParameterException"
+
+
+class UnknownField(FargateliteError):
+    """No field of a task definition has that name, or several have."""
 
 
 class HostUnsupported(FargateliteError):
@@ -250,6 +258,10 @@ class CapacityExceeded(FargateliteError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
+
+
+class CopyFailed(FargateliteError):
+    """A file could not be copied into or out of a task; `path` is the one."""
 
 
 class TaskNotFound(FargateliteError):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fargatelite import names
-from fargatelite.errors import FargateliteError, TaskNotFound
+from fargatelite.errors import CopyFailed, TaskNotFound
 from fargatelite.paths import (
     RESOLVE_BENEATH,
     RESOLVE_IN_ROOT,
@@ -31,7 +31,7 @@ from fargatelite.paths import (
 from fargatelite.runtime.record import TaskRecord
 from fargatelite.sparse import copy_data
 
-__all__ = ["Copied", "CopyFailed", "copy_in", "copy_out"]
+__all__ = ["Copied", "copy_in", "copy_out"]
 
 MAX_DEPTH = 128
 """Directories within directories: two descriptors each, of the 1,024 that a process has."""
@@ -39,10 +39,6 @@ MAX_DEPTH = 128
 _CHUNK_BYTES = 1 << 20
 _IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 _ONE_NAME = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS  # with O_NOFOLLOW: a link itself
-
-
-class CopyFailed(FargateliteError):
-    """A file could not be copied; `path` is the one."""
 
 
 class Copied(NamedTuple):

@@ -17,19 +17,15 @@ from typing import Any
 
 import msgspec
 
-from fargatelite.errors import FargateliteError
+from fargatelite.errors import UnknownField
 from fargatelite.taskdef.decode import Member, members
 from fargatelite.taskdef.fields import TaskDefinition
 from fargatelite.taskdef.markers import Effect, Marker, NotYet, Recorded, Refused
 
-__all__ = ["Explanation", "UnknownField", "all_fields", "explain", "find_fields"]
+__all__ = ["Explanation", "all_fields", "explain", "find_fields"]
 
 TEXTS = Path(__file__).parent / "compatibility.toml"
 _TYPES = {str: "string", int: "integer", bool: "boolean", dict: "map of strings"}
-
-
-class UnknownField(FargateliteError):
-    """No field has that name, or several have."""
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

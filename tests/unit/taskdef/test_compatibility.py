@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fargatelite.errors import UnknownField
 from fargatelite.taskdef.compatibility import (
     RECORDED_TEST,
     REFUSED_TEST,
@@ -15,7 +16,7 @@ from fargatelite.taskdef.compatibility import (
     render,
     untested_fields,
 )
-from fargatelite.taskdef.explain import UnknownField, all_fields, explain, find_fields, texts
+from fargatelite.taskdef.explain import all_fields, explain, find_fields, texts
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "fargate-compatibility.md"
