@@ -13,6 +13,7 @@ from fargatelite.cli.main import cli
 from fargatelite.settings import (
     _VARIABLES,
     BeyondFargate,
+    Capacity,
     CredentialSettings,
     EfsAccessPoint,
     EfsFileSystem,
@@ -98,9 +99,10 @@ def test_settings_with_variable_and_default() -> None:
         "Secrets": SecretSettings,
         "Credentials": CredentialSettings,
         "Beyond Fargate": BeyondFargate,
+        "Capacity": Capacity,
     }
     rows = dict(re.findall(r"^\| `([a-z_]+)` \| (.*)$", text, re.MULTILINE))
-    inner = {"secrets", "credentials", "beyond_fargate", "efs"}
+    inner = {"capacity", "secrets", "credentials", "beyond_fargate", "efs"}
     assert set(rows) == set(Settings.__struct_fields__) - inner
     for name, row in rows.items():
         variable, default = (cell.strip(" `") for cell in row.split("|")[:2])
