@@ -1,22 +1,28 @@
-/* The ledger, version 2: segments of a task, `<task id>.ledger`, `<task id>.1.ledger`, ...; all
+/* The ledger, version 3: segments of a task, `<task id>.ledger`, `<task id>.1.ledger`, ...; all
  * numbers little-endian. docs/ledger-format.md describes it for readers in other languages.
  *
  * - At 0: struct ledger_header, written once, before the first record.
  * - At 256: LEDGER_MAX_CONTAINERS times struct ledger_name. Slot i names container index i and is
  *   written once, before the container's first record; unused slots are zero.
- * - At 4096: records of 64 bytes; record n begins at 4096 + 64 * n and has seq n. All records begin
- *   with struct ledger_prefix and end with a CRC; readers skip kinds that they do not know.
+ * - At 4096: records of 28 bytes; record n begins at 4096 + 28 * n. `who` is the kind in its upper
+ *   four bits and the container in its lower ones. `crc32` is the CRC of the record with n in its
+ *   place, so that a record counts at its own place only. Readers skip kinds that they do not know.
+ *
+ * A record every second must be small, so a sample has the low bits of its counters: the rest is
+ * that of the same group's value before, since counters only grow, and by less than half of what
+ * the low bits hold. Whatever is not like that is detailed: struct ledger_base stands before the
+ * sample and has the upper bits; a group's first sample, and one a minute, are. Times are the low
+ * bits of the monotonic clock in us; struct ledger_clock has all of it and the wall clock's, once a
+ * minute and before a sample that could not be told otherwise.
  *
  * The file is allocated in steps: records that are all zero are not written yet. A record whose CRC
  * is wrong is torn or damaged: readers report its place and go on. One process writes at a time and
- * holds flock(2) LOCK_EX on the file; it stores whole records through a shared mapping, so that
- * kill -9 loses nothing that was sampled. A power cut loses what was not written back: at most the
- * meter's sync interval and the time that a round of fdatasync(2) takes.
+ * holds flock(2) LOCK_EX on the newest segment; it stores whole records through a shared mapping,
+ * so that kill -9 loses nothing that was sampled. A power cut loses what was not written back: at
+ * most the meter's sync interval and the time that a round of fdatasync(2) takes.
  *
- * Counters are cumulative, so a lost record loses none of what they count.
- *
- * Version history: 1, first: struct ledger_record_v1 and nothing else. 2: kinds of records;
- * throttling, pids, slow values, marks; a segment is of one boot.
+ * Version history: 1, records of 64 bytes of one kind. 2, kinds of records, of 64 bytes, all values
+ * whole; a segment is of one boot. 3, 28 bytes; a segment is of a bounded size.
  */
 #ifndef FARGATELITE_LEDGER_H
 #define FARGATELITE_LEDGER_H
@@ -24,19 +30,19 @@
 #include <stdint.h>
 
 #define LEDGER_MAGIC "FLLEDGER"
-#define LEDGER_VERSION 2
+#define LEDGER_VERSION 3
 #define LEDGER_HEADER_BYTES 4096
 #define LEDGER_NAMES_OFFSET 256
-#define LEDGER_RECORD_BYTES 64
+#define LEDGER_RECORD_BYTES 28
 #define LEDGER_MAX_CONTAINERS 15 /* what fits the page; ECS allows 10 per task */
-#define LEDGER_TASK 0xFF         /* container index of the task's own group */
+#define LEDGER_TASK 15           /* container index of the task's own group */
 
 struct ledger_header {
     char magic[8];
     uint16_t version;
     uint16_t record_bytes;
     uint32_t header_bytes;
-    uint64_t created_at_ns; /* wall clock */
+    uint64_t created_at_ns; /* wall clock; of the segment */
     char task_id[32];       /* hex, not terminated */
     char boot_id[36];       /* /proc/sys/kernel/random/boot_id, not terminated */
     uint32_t cpu_units;
@@ -55,10 +61,14 @@ struct ledger_name {
 
 enum ledger_kind {
     LEDGER_SAMPLE = 1,   /* struct ledger_sample: every second */
-    LEDGER_SLOW = 2,     /* struct ledger_slow: every slow_every_s */
-    LEDGER_PRESSURE = 3, /* struct ledger_pressure: likewise; cgroup v2 only */
-    LEDGER_NETWORK = 4,  /* struct ledger_network: likewise; the task only */
-    LEDGER_MARK = 5,     /* struct ledger_mark: something about the clock, or a group */
+    LEDGER_BASE = 2,     /* struct ledger_base: of the sample after it */
+    LEDGER_CLOCK = 3,    /* struct ledger_clock */
+    LEDGER_MARK = 4,     /* struct ledger_mark: something about the clock, or a group */
+    LEDGER_MEMORY = 5,   /* struct ledger_memory: every slow_every_s, as the ones below */
+    LEDGER_IO = 6,       /* struct ledger_pair: bytes read, bytes written */
+    LEDGER_PRESSURE = 7, /* struct ledger_pressure: cgroup v2 only */
+    LEDGER_RECEIVED = 8, /* struct ledger_pair: bytes, packets; the task only */
+    LEDGER_SENT = 9,     /* likewise, right after it */
 };
 
 /* Of samples. A value with a GAP flag could not be read (or the kernel does not tell): it is 0 and
@@ -67,18 +77,62 @@ enum ledger_flags {
     LEDGER_GAP_CPU = 1,
     LEDGER_GAP_MEMORY = 2,
     LEDGER_GAP_PEAK = 4,
-    LEDGER_GAP_THROTTLED = 8, /* throttled_ns, periods, throttled_periods */
+    LEDGER_GAP_THROTTLED = 8, /* throttled time, periods, throttled periods */
     LEDGER_GAP_PIDS = 16,
     LEDGER_FIRST = 32,  /* the first of this group by this writer */
     LEDGER_LAST = 64,   /* the last of this group by this writer: it ended */
-    LEDGER_EXTRA = 128, /* asked for, not by the clock; late_100us is 0 */
+    LEDGER_EXTRA = 128, /* asked for, not by the clock; its lateness is 0 */
 };
 
-/* Of slow records. */
-enum ledger_slow_flags {
-    LEDGER_GAP_STAT = 1, /* working_set_kib, rss_kib, cache_kib */
-    LEDGER_GAP_USER = 2, /* user_ns */
-    LEDGER_GAP_IO = 4,   /* read_bytes, write_bytes */
+/* What a sample says about itself. One that is not detailed has none of the flags above but the
+ * three gaps that are told here. */
+enum ledger_bits {
+    LEDGER_GENERATION = 15,     /* the lower bits of the group's; of slow kinds likewise */
+    LEDGER_PEAK_IS_MEMORY = 16, /* the highest use is that of now */
+    LEDGER_PEAK_UNKNOWN = 32,   /* neither: as in the group's sample before, or in the base */
+    LEDGER_NO_THROTTLING = 64,
+    LEDGER_DETAILED = 128, /* the record before is the base of this one */
+};
+#define LEDGER_PIDS_UNKNOWN 65535 /* and one less: that or more */
+#define LEDGER_LATE_IN_CLOCK 4095
+/* How `counts` and `time` of a sample are shared. */
+#define LEDGER_PERIOD_BITS 10 /* periods: bits 0 to 9, throttled periods: 10 to 19 */
+#define LEDGER_LATE_SHIFT 20
+#define LEDGER_TIME_BITS 24 /* the rest of `time` are bits 32 to 39 of the CPU time */
+
+struct ledger_sample {
+    uint32_t crc32;
+    uint8_t who;
+    uint8_t bits; /* enum ledger_bits */
+    uint16_t pids;
+    uint32_t counts; /* CFS periods, throttled ones; lateness: from the second's boundary to the
+                        begin of the sweep, in 0.1 ms */
+    uint32_t time;   /* monotonic clock, us; more of the CPU time */
+    uint32_t cpu_ns;
+    uint32_t throttled_us;
+    uint32_t memory_kib;
+};
+
+struct ledger_base {
+    uint32_t crc32;
+    uint8_t who;
+    uint8_t flags;      /* enum ledger_flags */
+    uint8_t generation; /* of the container's groups, modulo 256: another one counts anew from 0 */
+    uint8_t zero;
+    uint32_t cpu_high; /* bits 32 to 63 of the sample's cpu_ns */
+    uint32_t throttled_high;
+    uint32_t periods; /* all bits of these */
+    uint32_t throttled_periods;
+    uint32_t peak_kib;
+};
+
+struct ledger_clock {
+    uint32_t crc32;
+    uint8_t who;
+    uint8_t zero[3];
+    uint32_t late_100us;      /* of the sweep that begins here */
+    uint32_t wall_ns[2];      /* CLOCK_REALTIME, lower half first */
+    uint32_t monotonic_ns[2]; /* CLOCK_MONOTONIC, within one boot_id; the same moment */
 };
 
 enum ledger_mark_type {
@@ -88,88 +142,50 @@ enum ledger_mark_type {
     LEDGER_MARK_SUSPEND = 4, /* value: ns that the host slept: CLOCK_MONOTONIC stood still */
 };
 
-struct ledger_prefix {
-    uint32_t seq;
-    uint8_t kind;
-    uint8_t container;  /* slot of the name, or LEDGER_TASK */
-    uint8_t flags;      /* by kind */
-    uint8_t generation; /* of the container's groups, modulo 256: another one counts anew from 0 */
-    uint64_t wall_ns;   /* CLOCK_REALTIME */
-    uint64_t monotonic_ns; /* CLOCK_MONOTONIC; within one boot_id */
+struct ledger_mark {
+    uint32_t crc32;
+    uint8_t who;
+    uint8_t type; /* enum ledger_mark_type */
+    uint8_t generation;
+    uint8_t zero;
+    uint32_t time;
+    uint32_t wall_ns[2];
+    uint32_t value[2];
 };
 
-struct ledger_sample {
-    struct ledger_prefix prefix;
-    uint64_t cpu_usage_ns; /* this and all other counters: since the group was made */
-    uint64_t throttled_ns;
-    uint32_t memory_kib;
-    uint32_t memory_peak_kib;
-    uint32_t periods;
-    uint32_t throttled_periods;
-    uint16_t pids;       /* 65535: that or more */
-    uint16_t late_100us; /* from the second's boundary to the begin of the sweep, in 0.1 ms; 65535:
-                            that or more */
-    uint32_t crc32;      /* IEEE, of all bytes before this one */
-};
-
-struct ledger_slow {
-    struct ledger_prefix prefix;
-    uint64_t user_ns; /* the rest of cpu_usage_ns is system time */
-    uint64_t read_bytes;
-    uint64_t write_bytes;
+struct ledger_memory {
+    uint32_t crc32;
+    uint8_t who;
+    uint8_t bits; /* generation; LEDGER_GAP_STAT, LEDGER_GAP_USER */
+    uint16_t user_high;
+    uint32_t time;
     uint32_t working_set_kib; /* in use without inactive file cache, as ECS reports it */
     uint32_t rss_kib;
     uint32_t cache_kib;
+    uint32_t user_us; /* with 16 upper bits above; the rest of the CPU time is the kernel's */
+};
+#define LEDGER_GAP_STAT 16
+#define LEDGER_GAP_USER 32
+
+struct ledger_pair {
     uint32_t crc32;
+    uint8_t who;
+    uint8_t bits; /* generation */
+    uint16_t zero;
+    uint32_t time;
+    uint32_t first[2];
+    uint32_t second[2];
 };
 
-/* Stall times since the group was made, of memory.pressure and its siblings: `some` of cpu, `some`
- * and `full` of memory, `some` of io; all ones where the kernel does not tell. */
+/* Stall times since the group was made, in us, of 44 bits: `some` of cpu, `some` and `full` of
+ * memory, `some` of io. Its time is that of the record before. */
 struct ledger_pressure {
-    struct ledger_prefix prefix;
-    uint64_t cpu_us;
-    uint64_t memory_us;
-    uint64_t memory_full_us;
-    uint64_t io_us;
-    uint32_t reserved;
     uint32_t crc32;
-};
-
-/* All interfaces of the task's network namespace but lo, as the task sees them. */
-struct ledger_network {
-    struct ledger_prefix prefix;
-    uint64_t received_bytes;
-    uint64_t sent_bytes;
-    uint64_t received_packets;
-    uint64_t sent_packets;
-    uint32_t reserved;
-    uint32_t crc32;
-};
-
-struct ledger_mark {
-    struct ledger_prefix prefix;
-    uint32_t type; /* enum ledger_mark_type */
-    uint32_t reserved;
-    int64_t value;
-    uint64_t boottime_ns; /* CLOCK_BOOTTIME */
-    uint8_t zero[12];
-    uint32_t crc32;
-};
-
-/* Version 1 had these only, and LEDGER_TASK as 0xFFFF. Flags: 1, 2, 4 as above, 8 late, 16 FIRST,
- * 32 LAST, 64 EXTRA. */
-struct ledger_record_v1 {
-    uint32_t seq;
-    uint16_t container;
-    uint16_t flags;
-    uint64_t wall_ns;
-    uint64_t monotonic_ns;
-    uint64_t cpu_usage_ns;
-    uint64_t memory_bytes;
-    uint64_t memory_peak_bytes;
-    uint64_t group_id; /* inode of the group */
-    uint32_t late_us;
-    uint32_t crc32;
+    uint8_t who;
+    uint8_t bits;     /* generation; 16 to 128: the kernel does not tell the first to fourth */
+    uint16_t highest; /* bits 40 to 43, four of each */
+    uint8_t high[4];
+    uint32_t low[4];
 };
 
 #define LEDGER_CHECK_RECORD(type)                                                                  \
@@ -181,10 +197,11 @@ _Static_assert(LEDGER_NAMES_OFFSET + LEDGER_MAX_CONTAINERS * sizeof(struct ledge
                    LEDGER_HEADER_BYTES,
                "the names fill the header's page");
 LEDGER_CHECK_RECORD(ledger_sample);
-LEDGER_CHECK_RECORD(ledger_slow);
-LEDGER_CHECK_RECORD(ledger_pressure);
-LEDGER_CHECK_RECORD(ledger_network);
+LEDGER_CHECK_RECORD(ledger_base);
+LEDGER_CHECK_RECORD(ledger_clock);
 LEDGER_CHECK_RECORD(ledger_mark);
-LEDGER_CHECK_RECORD(ledger_record_v1);
+LEDGER_CHECK_RECORD(ledger_memory);
+LEDGER_CHECK_RECORD(ledger_pair);
+LEDGER_CHECK_RECORD(ledger_pressure);
 
 #endif

@@ -23,34 +23,26 @@ ffibuilder.cdef(
         uint8_t generation;
         uint64_t group_id;
     };
-    struct ledger_prefix {
-        uint32_t seq;
-        uint8_t kind;
+    struct sample {
         uint8_t container;
         uint8_t flags;
         uint8_t generation;
-        uint64_t wall_ns;
-        uint64_t monotonic_ns;
-    };
-    struct ledger_sample {
-        struct ledger_prefix prefix;
-        uint64_t cpu_usage_ns;
+        uint16_t pids;
+        uint32_t late_100us;
+        int64_t wall_ns;
+        int64_t monotonic_ns;
+        uint64_t cpu_ns;
         uint64_t throttled_ns;
         uint32_t memory_kib;
-        uint32_t memory_peak_kib;
+        uint32_t peak_kib;
         uint32_t periods;
         uint32_t throttled_periods;
-        uint16_t pids;
-        uint16_t late_100us;
-        uint32_t crc32;
     };
-    struct ledger_network {
-        struct ledger_prefix prefix;
+    struct network {
         uint64_t received_bytes;
         uint64_t sent_bytes;
         uint64_t received_packets;
         uint64_t sent_packets;
-        ...;
     };
     struct meter_counters {
         uint64_t ticks;
@@ -63,18 +55,22 @@ ffibuilder.cdef(
         uint64_t sync_failures;
     };
     struct meter;
-    struct meter *meter_create(uint32_t slow_every_s, uint32_t sync_every_s);
+    struct meter *meter_create(uint32_t slow_every_s, uint32_t sync_every_s,
+                               size_t segment_bytes);
     int meter_start(struct meter *meter);
     int meter_stop(struct meter *meter);
     void meter_destroy(struct meter *meter);
-    int meter_add_task(struct meter *meter, const char *task_id, int segment_fd, uint32_t next_seq);
+    int meter_add_task(struct meter *meter, const char *task_id, const char *ledger,
+                       uint32_t segment, int segment_fd, uint32_t next_seq);
+    int meter_add_name(struct meter *meter, const char *task_id, uint8_t container,
+                       const void *slot);
     int meter_add_group(struct meter *meter, const char *task_id, uint8_t container,
                         const struct cgroup_files *files);
     int meter_add_network(struct meter *meter, const char *task_id, int fd);
     int meter_sample_task(struct meter *meter, const char *task_id);
     int meter_end_group(struct meter *meter, const char *task_id, uint8_t container);
     int meter_remove_task(struct meter *meter, const char *task_id);
-    int meter_latest(struct meter *meter, const char *task_id, struct ledger_sample *samples,
+    int meter_latest(struct meter *meter, const char *task_id, struct sample *samples,
                      int capacity);
     void meter_read_counters(struct meter *meter, struct meter_counters *counters);
     void meter_shift_clocks(struct meter *meter, int64_t wall_ns, int64_t monotonic_ns,
@@ -85,7 +81,7 @@ ffibuilder.cdef(
 
     int parse_number(const char *text, size_t length, uint64_t *value);
     int parse_keyed(const char *text, size_t length, const char *key, uint64_t *value);
-    int parse_network(const char *text, size_t length, struct ledger_network *record);
+    int parse_network(const char *text, size_t length, struct network *record);
     int parse_block_stat(const char *text, size_t length, uint64_t *read_bytes,
                          uint64_t *write_bytes);
     int parse_io_v2(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes);
@@ -97,5 +93,6 @@ ffibuilder.cdef(
     #define LEDGER_NAMES_OFFSET ...
     #define LEDGER_MAX_CONTAINERS ...
     #define LEDGER_TASK ...
+    #define LEDGER_RECORD_BYTES ...
     """
 )

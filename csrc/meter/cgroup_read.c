@@ -83,7 +83,7 @@ static int take_number(const char *text, size_t length, size_t *at, uint64_t *va
     return result;
 }
 
-int parse_network(const char *text, size_t length, struct ledger_network *record) {
+int parse_network(const char *text, size_t length, struct network *record) {
     uint64_t sums[4] = {0};
     int line = 0;
     for (size_t at = 0; at < length; line++) {
@@ -207,8 +207,8 @@ static int read_kib(int fd, uint32_t *kib) {
     return result;
 }
 
-void read_sample(const struct cgroup_files *files, struct ledger_sample *sample) {
-    uint8_t *flags = &sample->prefix.flags;
+void read_sample(const struct cgroup_files *files, struct sample *sample) {
+    uint8_t *flags = &sample->flags;
     if (files->version == 1) {
         if (read_cpu_v1(files, sample) < 0)
             *flags |= LEDGER_GAP_CPU;
@@ -219,7 +219,7 @@ void read_sample(const struct cgroup_files *files, struct ledger_sample *sample)
     }
     if (read_kib(files->memory_fd, &sample->memory_kib) < 0)
         *flags |= LEDGER_GAP_MEMORY;
-    if (read_kib(files->peak_fd, &sample->memory_peak_kib) < 0)
+    if (read_kib(files->peak_fd, &sample->peak_kib) < 0)
         *flags |= LEDGER_GAP_PEAK;
     uint64_t pids;
     if (read_number_file(files->pids_fd, &pids) < 0)
@@ -228,7 +228,7 @@ void read_sample(const struct cgroup_files *files, struct ledger_sample *sample)
         sample->pids = pids > UINT16_MAX ? UINT16_MAX : (uint16_t)pids;
 }
 
-static int read_stat(const struct cgroup_files *files, struct ledger_slow *slow) {
+static int read_stat(const struct cgroup_files *files, struct slow *slow) {
     static const char *const v1[] = {"total_inactive_file", "total_rss", "total_cache"};
     static const char *const v2[] = {"inactive_file", "anon", "file"};
     const char *const *keys = files->version == 1 ? v1 : v2;
@@ -273,21 +273,21 @@ void set_io_base(struct cgroup_files *files) {
     }
 }
 
-void read_slow(const struct cgroup_files *files, struct ledger_slow *slow) {
-    uint8_t *flags = &slow->prefix.flags;
+void read_slow(const struct cgroup_files *files, struct slow *slow) {
+    uint8_t *flags = &slow->flags;
     if (read_stat(files, slow) < 0)
         *flags |= LEDGER_GAP_STAT;
     if ((files->version == 1 ? read_user_v1 : read_user_v2)(files, &slow->user_ns) < 0)
         *flags |= LEDGER_GAP_USER;
-    if (read_io(files, &slow->read_bytes, &slow->write_bytes) < 0)
-        *flags |= LEDGER_GAP_IO;
+    slow->has_io = read_io(files, &slow->read_bytes, &slow->write_bytes) == 0;
 }
 
-void read_pressure(const struct cgroup_files *files, struct ledger_pressure *pressure) {
+void read_pressure(const struct cgroup_files *files, struct pressure *pressure) {
     uint64_t ignored;
-    uint64_t *some[3] = {&pressure->cpu_us, &pressure->memory_us, &pressure->io_us};
-    uint64_t *full[3] = {&ignored, &pressure->memory_full_us, &ignored};
-    pressure->memory_full_us = UINT64_MAX;
+    uint64_t *stalled = pressure->stalled_us;
+    uint64_t *some[3] = {&stalled[0], &stalled[1], &stalled[3]};
+    uint64_t *full[3] = {&ignored, &stalled[2], &ignored};
+    stalled[2] = UINT64_MAX;
     for (int index = 0; index < 3; index++) {
         char text[PRESSURE_BYTES];
         int fd = files->pressure_fds[index];
@@ -297,7 +297,7 @@ void read_pressure(const struct cgroup_files *files, struct ledger_pressure *pre
     }
 }
 
-int read_network(int fd, struct ledger_network *record) {
+int read_network(int fd, struct network *record) {
     char text[NETWORK_BYTES];
     int64_t got = read_start(fd, text, sizeof text);
     return got < 0 ? (int)got : parse_network(text, (size_t)got, record);

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "ledger.h"
+#include "sample.h"
 
 /* Descriptors of a group's files; -1 where the kernel has no such file. On v2 cpu_fd tells CPU time
  * and throttling, so throttled_fd and user_fd are -1. */
@@ -42,7 +43,7 @@ int parse_keyed(const char *text, size_t length, const char *key, uint64_t *valu
  * How many were found before the first that is not there or does not parse. */
 int parse_table(const char *text, size_t length, const struct wanted_key *wanted, int count);
 /* Sums /proc/net/dev without lo. 0 or -EINVAL. */
-int parse_network(const char *text, size_t length, struct ledger_network *record);
+int parse_network(const char *text, size_t length, struct network *record);
 /* A block device's stat file, which stands for v1's missing counters, and v2's io.stat
  * (`8:0 rbytes=4096 wbytes=...`). */
 int parse_block_stat(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes);
@@ -51,20 +52,20 @@ int parse_io_v2(const char *text, size_t length, uint64_t *read_bytes, uint64_t 
 int parse_pressure(const char *text, size_t length, uint64_t *some_us, uint64_t *full_us);
 
 /* Fill the record's values and set a GAP flag for each that cannot be read or parsed. */
-void read_sample(const struct cgroup_files *files, struct ledger_sample *sample);
+void read_sample(const struct cgroup_files *files, struct sample *sample);
 /* Block I/O counts from here on. */
 void set_io_base(struct cgroup_files *files);
-void read_slow(const struct cgroup_files *files, struct ledger_slow *slow);
-void read_pressure(const struct cgroup_files *files, struct ledger_pressure *pressure);
-int read_network(int fd, struct ledger_network *record);
+void read_slow(const struct cgroup_files *files, struct slow *slow);
+void read_pressure(const struct cgroup_files *files, struct pressure *pressure);
+int read_network(int fd, struct network *record);
 void close_cgroup(struct cgroup_files *files);
 
 /* What differs between the hierarchies: cgroup_v1.c, cgroup_v2.c. 0 or -errno; the first fills
- * cpu_usage_ns, the second throttling (v2 in one read: `text` is what the first read). */
+ * cpu_ns, the second throttling (v2 in one read: `text` is what the first read). */
 #define CPU_STAT_BYTES 512
-int read_cpu_v1(const struct cgroup_files *files, struct ledger_sample *sample);
-int read_throttled_v1(const struct cgroup_files *files, struct ledger_sample *sample);
-void read_cpu_v2(const struct cgroup_files *files, struct ledger_sample *sample);
+int read_cpu_v1(const struct cgroup_files *files, struct sample *sample);
+int read_throttled_v1(const struct cgroup_files *files, struct sample *sample);
+void read_cpu_v2(const struct cgroup_files *files, struct sample *sample);
 int read_user_v1(const struct cgroup_files *files, uint64_t *user_ns);
 int read_user_v2(const struct cgroup_files *files, uint64_t *user_ns);
 int read_number_file(int fd, uint64_t *value);

@@ -3,11 +3,11 @@
 
 #include <errno.h>
 
-int read_cpu_v1(const struct cgroup_files *files, struct ledger_sample *sample) {
-    return read_number_file(files->cpu_fd, &sample->cpu_usage_ns); /* cpuacct.usage */
+int read_cpu_v1(const struct cgroup_files *files, struct sample *sample) {
+    return read_number_file(files->cpu_fd, &sample->cpu_ns); /* cpuacct.usage */
 }
 
-int read_throttled_v1(const struct cgroup_files *files, struct ledger_sample *sample) {
+int read_throttled_v1(const struct cgroup_files *files, struct sample *sample) {
     char text[CPU_STAT_BYTES];
     int64_t got = read_start(files->throttled_fd, text, sizeof text); /* cpu.stat */
     if (got < 0)

@@ -23,6 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "record.h"
 #include "segment.h"
 
 #define TASK_ID_BYTES 32
@@ -33,6 +34,7 @@
 /* The wall clock may be slewed by 500 ppm (adjtimex(2)); twice that and more is a step. */
 #define STEP_NS (50 * 1000000ll)
 #define SLEW_PER 1000
+#define ROTATIONS_PER_SWEEP 8 /* some 0.1 ms each, with the lock */
 /* CLOCK_BOOTTIME and CLOCK_MONOTONIC are read one after the other. */
 #define SUSPEND_NS (10 * 1000000ll)
 
@@ -41,13 +43,15 @@ struct group {
     int sampled; /* `latest` holds a record */
     uint8_t container;
     struct cgroup_files files;
-    struct ledger_sample latest;
+    struct told told;
+    struct sample latest;
 };
 
 struct task {
     struct task *next;
     char id[TASK_ID_BYTES];
     struct segment segment;
+    int full_fd; /* the segment before, still to be written back; -1: none */
     int network_fd;
     int swept;           /* was part of a sweep: later ones are missed if they do not come */
     uint32_t phase;      /* spreads the slow kinds of many tasks over the seconds */
@@ -67,6 +71,7 @@ struct meter {
     struct meter_counters counters;
     uint32_t slow_every_s;
     uint32_t sync_every_s;
+    size_t segment_bytes;
     struct moment shift;    /* of the clocks; 0 but in tests */
     int64_t wall_ahead_ns;  /* of the monotonic clock, as of the begin of this sweep or call */
     struct moment last_due; /* what the clocks said when the last sweep was due */
@@ -117,8 +122,8 @@ static struct group **group_slot(struct task *task, uint8_t container) {
     return container < LEDGER_MAX_CONTAINERS ? &task->groups[container] : NULL;
 }
 
-static int append(struct meter *meter, struct task *task, void *record) {
-    int result = segment_append(&task->segment, record);
+/* A record that has no room is counted. */
+static int counted(struct meter *meter, int result) {
     if (result < 0)
         meter->counters.dropped_records++;
     return result;
@@ -127,17 +132,8 @@ static int append(struct meter *meter, struct task *task, void *record) {
 static int append_mark(struct meter *meter, struct task *task, const struct moment *now,
                        uint8_t container, uint8_t generation, enum ledger_mark_type type,
                        int64_t value) {
-    struct ledger_mark mark = {
-        .prefix = {.kind = LEDGER_MARK,
-                   .container = container,
-                   .generation = generation,
-                   .wall_ns = (uint64_t)now->wall_ns,
-                   .monotonic_ns = (uint64_t)now->monotonic_ns},
-        .type = type,
-        .value = value,
-        .boottime_ns = (uint64_t)now->boottime_ns,
-    };
-    return append(meter, task, &mark);
+    return counted(meter, record_mark(&task->segment, now->wall_ns, now->monotonic_ns, container,
+                                      generation, type, value));
 }
 
 static int has_slow(const struct meter *meter) {
@@ -146,49 +142,40 @@ static int has_slow(const struct meter *meter) {
 
 /* The slow kinds of a group, at the moment of its sample. */
 static void append_slow(struct meter *meter, struct task *task, const struct group *group) {
-    struct ledger_slow slow = {.prefix = group->latest.prefix};
-    slow.prefix.kind = LEDGER_SLOW;
-    slow.prefix.flags = 0;
+    struct slow slow = {0};
     read_slow(&group->files, &slow);
-    (void)append(meter, task, &slow); /* a drop is counted */
+    (void)counted(meter, record_slow(&task->segment, &group->latest, &slow));
     if (group->files.pressure_fds[0] >= 0) {
-        struct ledger_pressure pressure = {.prefix = group->latest.prefix};
-        pressure.prefix.kind = LEDGER_PRESSURE;
-        pressure.prefix.flags = 0;
+        struct pressure pressure = {0};
         read_pressure(&group->files, &pressure);
-        (void)append(meter, task, &pressure);
+        (void)counted(meter, record_pressure(&task->segment, &group->latest, &pressure));
     }
 }
 
 static void append_network(struct meter *meter, struct task *task) {
     int64_t monotonic_ns = monotonic_now_ns(meter);
-    struct ledger_network network = {
-        .prefix = {.kind = LEDGER_NETWORK,
-                   .container = LEDGER_TASK,
-                   .wall_ns = (uint64_t)(monotonic_ns + meter->wall_ahead_ns),
-                   .monotonic_ns = (uint64_t)monotonic_ns},
-    };
-    if (read_network(task->network_fd, &network) == 0)
-        (void)append(meter, task, &network); /* without one it is not there: never a 0 */
+    struct network network;
+    if (read_network(task->network_fd, &network) == 0) /* without one it is not there: never a 0 */
+        (void)counted(meter, record_network(&task->segment, monotonic_ns + meter->wall_ahead_ns,
+                                            monotonic_ns, &network));
 }
 
 static int sample_group(struct meter *meter, struct task *task, struct group *group, uint8_t flags,
                         int64_t late_ns, int slow) {
     int64_t late_100us = late_ns / 100000;
     int64_t monotonic_ns = monotonic_now_ns(meter);
-    struct ledger_sample sample = {
-        .prefix = {.kind = LEDGER_SAMPLE,
-                   .container = group->container,
-                   .flags = flags,
-                   .generation = group->files.generation,
-                   .wall_ns = (uint64_t)(monotonic_ns + meter->wall_ahead_ns),
-                   .monotonic_ns = (uint64_t)monotonic_ns},
-        .late_100us = late_100us > UINT16_MAX ? UINT16_MAX : (uint16_t)late_100us,
+    struct sample sample = {
+        .container = group->container,
+        .flags = flags,
+        .generation = group->files.generation,
+        .wall_ns = monotonic_ns + meter->wall_ahead_ns,
+        .monotonic_ns = monotonic_ns,
+        .late_100us = late_100us > UINT32_MAX ? UINT32_MAX : (uint32_t)late_100us,
     };
     if (!group->sampled)
-        sample.prefix.flags |= LEDGER_FIRST;
+        sample.flags |= LEDGER_FIRST;
     read_sample(&group->files, &sample);
-    int result = append(meter, task, &sample);
+    int result = counted(meter, record_sample(&task->segment, &group->told, &sample));
     group->latest = sample;
     group->sampled = 1;
     if (slow)
@@ -239,6 +226,27 @@ static void mark_clocks(struct meter *meter, const struct moment *due) {
     }
 }
 
+static void rotate(struct task *task, int64_t wall_ns) {
+    int old_fd;
+    if (segment_rotate(&task->segment, (uint64_t)wall_ns, &old_fd) < 0)
+        return; /* goes on in this one, and tries again next second */
+    if (task->full_fd >= 0)
+        close(task->full_fd);
+    task->full_fd = old_fd;
+}
+
+/* After the samples are in: this may allocate, once in 2,000 records. A full disk is tried again
+ * next second; until then records are dropped and counted once the reserve is used up. */
+static void make_room(struct meter *meter, int64_t wall_ns) {
+    int rotations = 0;
+    for (struct task *task = meter->tasks; task != NULL; task = task->next) {
+        if (segment_bytes(&task->segment) >= meter->segment_bytes &&
+            rotations++ < ROTATIONS_PER_SWEEP)
+            rotate(task, wall_ns);
+        (void)segment_reserve(&task->segment);
+    }
+}
+
 /* One sample of everything; `due_ns` of the wall clock is the second that it is for. */
 static void sweep(struct meter *meter, int64_t due_ns) {
     pthread_mutex_lock(&meter->mutex);
@@ -265,10 +273,7 @@ static void sweep(struct meter *meter, int64_t due_ns) {
         meter->counters.late_ticks++;
     if (late_us > meter->counters.worst_late_us)
         meter->counters.worst_late_us = late_us;
-    /* After the samples are in: this may allocate, once in 768 records. A full disk is tried again
-     * next second; until then records are dropped and counted once the reserve is used up. */
-    for (struct task *task = meter->tasks; task != NULL; task = task->next)
-        (void)segment_reserve(&task->segment);
+    make_room(meter, due.wall_ns);
     pthread_mutex_unlock(&meter->mutex);
 }
 
@@ -302,17 +307,21 @@ static void *run(void *argument) {
     }
 }
 
-/* Opens the next segment of this round anew: a duplicate would share, and so prolong, its lock. */
+/* The next segment of this round, full ones first; opened anew, since a duplicate would share, and
+ * so prolong, its lock. -1: none is left. */
 static int open_next_segment(struct meter *meter, uint64_t round) {
     int fd = -1;
     pthread_mutex_lock(&meter->mutex);
     for (struct task *task = meter->tasks; task != NULL && fd < 0; task = task->next) {
-        if (task->sync_round >= round)
-            continue;
-        task->sync_round = round;
-        char path[32];
-        snprintf(path, sizeof path, "/proc/self/fd/%d", task->segment.fd);
-        fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (task->full_fd >= 0) {
+            fd = task->full_fd;
+            task->full_fd = -1;
+        } else if (task->sync_round < round) {
+            task->sync_round = round;
+            char path[32];
+            snprintf(path, sizeof path, "/proc/self/fd/%d", task->segment.fd);
+            fd = open(path, O_RDONLY | O_CLOEXEC);
+        }
     }
     pthread_mutex_unlock(&meter->mutex);
     return fd;
@@ -336,7 +345,7 @@ static void *run_sync(void *argument) {
     }
 }
 
-struct meter *meter_create(uint32_t slow_every_s, uint32_t sync_every_s) {
+struct meter *meter_create(uint32_t slow_every_s, uint32_t sync_every_s, size_t segment_bytes) {
     segment_prepare();
     struct meter *meter = calloc(1, sizeof *meter);
     if (meter != NULL) {
@@ -344,6 +353,7 @@ struct meter *meter_create(uint32_t slow_every_s, uint32_t sync_every_s) {
         meter->timer_fd = meter->stop_fd = -1;
         meter->slow_every_s = slow_every_s;
         meter->sync_every_s = sync_every_s;
+        meter->segment_bytes = segment_bytes;
     }
     return meter;
 }
@@ -418,6 +428,8 @@ static void free_task(struct task *task, int trim) {
     }
     if (task->network_fd >= 0)
         close(task->network_fd);
+    if (task->full_fd >= 0)
+        close(task->full_fd);
     segment_close(&task->segment, trim);
     free(task);
 }
@@ -433,13 +445,14 @@ void meter_destroy(struct meter *meter) {
     free(meter);
 }
 
-int meter_add_task(struct meter *meter, const char *task_id, int segment_fd, uint32_t next_seq) {
+int meter_add_task(struct meter *meter, const char *task_id, const char *ledger, uint32_t segment,
+                   int segment_fd, uint32_t next_seq) {
     struct task *task = calloc(1, sizeof *task);
     if (task == NULL)
         return -ENOMEM;
     memcpy(task->id, task_id, TASK_ID_BYTES);
-    task->network_fd = -1;
-    int result = segment_open(&task->segment, segment_fd, next_seq);
+    task->network_fd = task->full_fd = -1;
+    int result = segment_open(&task->segment, ledger, segment, segment_fd, next_seq);
     if (result < 0) {
         free(task);
         return result;
@@ -459,6 +472,16 @@ int meter_add_task(struct meter *meter, const char *task_id, int segment_fd, uin
         return -EEXIST;
     }
     return 0;
+}
+
+int meter_add_name(struct meter *meter, const char *task_id, uint8_t container, const void *slot) {
+    pthread_mutex_lock(&meter->mutex);
+    struct task *task = find_task(meter, task_id);
+    int result = task == NULL ? -ENOENT : container < LEDGER_MAX_CONTAINERS ? 0 : -EINVAL;
+    if (result == 0)
+        segment_set_name(&task->segment, container, slot);
+    pthread_mutex_unlock(&meter->mutex);
+    return result;
 }
 
 int meter_add_group(struct meter *meter, const char *task_id, uint8_t container,
@@ -561,8 +584,7 @@ int meter_remove_task(struct meter *meter, const char *task_id) {
     return result;
 }
 
-int meter_latest(struct meter *meter, const char *task_id, struct ledger_sample *samples,
-                 int capacity) {
+int meter_latest(struct meter *meter, const char *task_id, struct sample *samples, int capacity) {
     int count = 0;
     pthread_mutex_lock(&meter->mutex);
     struct task *task = find_task(meter, task_id);

@@ -24,9 +24,10 @@ struct meter_counters {
 };
 
 /* Slow kinds every `slow_every_s` seconds, 0: never. Segments are written back to their disk every
- * `sync_every_s` seconds, by a thread of its own; 0: when the kernel does. NULL with errno set when
- * there is no memory. */
-struct meter *meter_create(uint32_t slow_every_s, uint32_t sync_every_s);
+ * `sync_every_s` seconds, by a thread of its own; 0: when the kernel does. One that has
+ * `segment_bytes` is followed by another one after the sweep (at most some of them in each). NULL
+ * with errno set when there is no memory. */
+struct meter *meter_create(uint32_t slow_every_s, uint32_t sync_every_s, size_t segment_bytes);
 /* Starts the threads; -EALREADY when they run. */
 int meter_start(struct meter *meter);
 /* Ends and joins the threads; tasks stay registered. No error when they do not run.
@@ -35,8 +36,12 @@ int meter_stop(struct meter *meter);
 /* Stops, lets go of every task without a last sample, and frees. */
 void meter_destroy(struct meter *meter);
 
-/* Takes `segment_fd` (on success): a ledger with a header, `next_seq` records and a held lock. */
-int meter_add_task(struct meter *meter, const char *task_id, int segment_fd, uint32_t next_seq);
+/* Takes `segment_fd` (on success): segment number `segment` of the ledger `ledger` (an absolute
+ * path without its suffix), with a header, `next_seq` records and a held lock. */
+int meter_add_task(struct meter *meter, const char *task_id, const char *ledger, uint32_t segment,
+                   int segment_fd, uint32_t next_seq);
+/* Stores a struct ledger_name. */
+int meter_add_name(struct meter *meter, const char *task_id, uint8_t container, const void *slot);
 /* Takes the descriptors of `files` (on success) and samples at once. -EEXIST when `container` is
  * being sampled already. */
 int meter_add_group(struct meter *meter, const char *task_id, uint8_t container,
@@ -51,8 +56,7 @@ int meter_end_group(struct meter *meter, const char *task_id, uint8_t container)
 /* A last sample of all groups; closes them and the segment, cut to what is used. */
 int meter_remove_task(struct meter *meter, const char *task_id);
 /* Copies each group's newest sample to `samples`; how many, or -errno. */
-int meter_latest(struct meter *meter, const char *task_id, struct ledger_sample *samples,
-                 int capacity);
+int meter_latest(struct meter *meter, const char *task_id, struct sample *samples, int capacity);
 void meter_read_counters(struct meter *meter, struct meter_counters *counters);
 
 /* For tests: what the clocks say is shifted by this much from now on, and a tick as the thread does

@@ -13,13 +13,17 @@ from pathlib import Path
 from msgspec import Struct
 
 from fargatelite.meter.ledger import (
+    FORMAT_VERSION,
     RECORD_BYTES,
     Ledger,
+    LedgerHeader,
     NetworkSample,
     Pressure,
     Sample,
     SlowSample,
     container_name,
+    decode_header,
+    join_segments,
     list_segments,
     parse_ledger,
 )
@@ -27,8 +31,8 @@ from fargatelite.meter.ledger import (
 __all__ = ["Latest", "read_latest"]
 
 _HEADER_BYTES = 4096
-_TAIL_RECORDS = 1024
-"""Two slow paces of eight groups, or one of the largest task's 16."""
+_TAIL_S = 90
+"""More than a minute: each group's sample is told in detail once in it."""
 _UNWRITTEN = bytes(RECORD_BYTES)
 
 
@@ -50,6 +54,10 @@ def read_latest(ledger_path: Path) -> Latest:
     if not segments:
         raise FileNotFoundError(2, "no ledger", str(ledger_path))
     ledger = _read_tail(segments[-1])
+    if len(segments) > 1 and _is_begun(ledger):
+        before = _read_tail(segments[-2])
+        if before.header.boot_id == ledger.header.boot_id:
+            ledger = join_segments([before, ledger])
     header = ledger.header
     return Latest(
         samples={container_name(header, item.container): item for item in ledger.samples},
@@ -57,6 +65,23 @@ def read_latest(ledger_path: Path) -> Latest:
         pressure={container_name(header, item.container): item for item in ledger.pressure},
         network=ledger.network[-1] if ledger.network else None,
     )
+
+
+def _is_begun(ledger: Ledger) -> bool:
+    """Whether a segment is so new that not all of the slow kinds are in it."""
+    header = ledger.header
+    if not ledger.samples:
+        return True
+    lived_ns = ledger.samples[-1].wall_ns - ledger.samples[0].wall_ns
+    return lived_ns < 2 * header.slow_every_s * 1_000_000_000
+
+
+def _tail_records(header: LedgerHeader) -> int:
+    """So many have a minute of every group, and the slow kinds at their pace."""
+    slow_s = header.slow_every_s
+    seconds = _TAIL_S + slow_s
+    of_a_group = 2 * seconds + (3 * seconds // slow_s if slow_s else 0)
+    return of_a_group * (len(header.containers) + 1)
 
 
 def _read_tail(path: Path) -> Ledger:
@@ -67,6 +92,10 @@ def _read_tail(path: Path) -> Ledger:
         if size <= _HEADER_BYTES:
             return parse_ledger(os.pread(descriptor, size, 0), str(path))
         with mmap.mmap(descriptor, size, prot=mmap.PROT_READ) as mapped:
+            header = mapped[:_HEADER_BYTES]
+            described, version, _ = decode_header(header, str(path))
+            if version != FORMAT_VERSION:
+                return parse_ledger(mapped[:], str(path))
             low, high = 0, (size - _HEADER_BYTES) // RECORD_BYTES
             while low < high:
                 middle = (low + high) // 2
@@ -75,8 +104,7 @@ def _read_tail(path: Path) -> Ledger:
                     high = middle
                 else:
                     low = middle + 1
-            first = max(0, low - _TAIL_RECORDS)
-            header = mapped[:_HEADER_BYTES]
+            first = max(0, low - _tail_records(described))
             start = _HEADER_BYTES + first * RECORD_BYTES
             tail = mapped[start : _HEADER_BYTES + low * RECORD_BYTES]
         return parse_ledger(header + tail, str(path), first_seq=first)

@@ -1,9 +1,9 @@
 """A task's ledger as data: its header, its records, and what is damaged.
 
 The format to the byte is docs/ledger-format.md and csrc/formats/ledger.h; this module is its only
-reader and the writer of its header page. Records are written by the C thread (`sampler`). Reading
-never raises for damage in a record: one bad sector must not make a task unbillable, so it is
-reported with its place and skipped.
+reader (records are decoded in `records` and `old_records`) and the writer of its header page.
+Records are written by the C thread (`sampler`). Reading never raises for damage in a record: one
+bad sector must not make a task unbillable, so it is reported with its place and skipped.
 """
 
 from __future__ import annotations
@@ -12,16 +12,31 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from enum import IntEnum, IntFlag
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from fargatelite.errors import StateCorrupt
+from fargatelite.meter.old_records import OLD_RECORD_BYTES, OldRecords
+from fargatelite.meter.records import RECORD_BYTES, TASK_INDEX, Records
+from fargatelite.meter.samples import (
+    KIB,
+    Mark,
+    MarkType,
+    NetworkSample,
+    Pressure,
+    Problem,
+    Sample,
+    SampleFlag,
+    SlowSample,
+)
 
 __all__ = [
     "FORMAT_VERSION",
+    "KIB",
     "MAX_CONTAINERS",
+    "RECORD_BYTES",
+    "TASK_INDEX",
     "Ledger",
     "LedgerHeader",
     "Mark",
@@ -38,63 +53,21 @@ __all__ = [
     "encode_name",
     "join_segments",
     "list_segments",
-    "name_offset",
     "parse_ledger",
     "read_ledger",
     "read_task_ledger",
     "segment_path",
 ]
 
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
 MAX_CONTAINERS = 15
-RECORD_BYTES = 64
-KIB = 1024
 
 _MAGIC = b"FLLEDGER"
 _HEADER = struct.Struct("<8sHHIQ32s36sIIIB147sI")
 _NAME = struct.Struct("<H250sI")
-_PREFIX = struct.Struct("<IBBBBQQ")
-_SAMPLE = struct.Struct("<IBBBBQQQQIIIIHHI")
-_SLOW = struct.Struct("<IBBBBQQQQQIIII")
-_PRESSURE = struct.Struct("<IBBBBQQQQQQII")
-_NETWORK = struct.Struct("<IBBBBQQQQQQII")
-_MARK = struct.Struct("<IBBBBQQIIqQ12sI")
-_RECORD_V1 = struct.Struct("<IHHQQQQQQII")
 _HEADER_BYTES = 4096
 _NAMES_OFFSET = 256
-_TASK = 0xFF
-_TASK_V1 = 0xFFFF
-_KIND_SAMPLE, _KIND_SLOW, _KIND_PRESSURE, _KIND_NETWORK, _KIND_MARK = range(1, 6)
-_UNWRITTEN = bytes(RECORD_BYTES)
-_UNKNOWN = 2**64 - 1
-
-
-class SampleFlag(IntFlag):
-    """Mirrors enum ledger_flags."""
-
-    GAP_CPU = 1
-    GAP_MEMORY = 2
-    GAP_PEAK = 4
-    GAP_THROTTLED = 8
-    GAP_PIDS = 16
-    FIRST = 32
-    LAST = 64
-    EXTRA = 128
-
-
-_GAP_STAT, _GAP_USER, _GAP_IO = 1, 2, 4
-_V1_GAPS = 7
-_V1_SHIFTED = 16 | 32 | 64  # FIRST, LAST, EXTRA stand one bit higher now
-
-
-class MarkType(IntEnum):
-    """Mirrors enum ledger_mark_type."""
-
-    GROUP = 1
-    MISSED = 2
-    STEP = 3
-    SUSPEND = 4
 
 
 class LedgerHeader(Struct, frozen=True, kw_only=True):
@@ -113,87 +86,6 @@ class LedgerHeader(Struct, frozen=True, kw_only=True):
     """1 or 2, 0 where the writer did not say."""
     containers: tuple[str, ...] = ()
     """Name of each container index."""
-
-
-class Sample(Struct, frozen=True, kw_only=True, gc=False):
-    """One group at one moment. A value whose GAP flag is set is None, never 0; counters are since
-    the group was made."""
-
-    seq: int
-    container: int | None
-    """Index into `LedgerHeader.containers`; None for the task's own group."""
-    flags: SampleFlag
-    generation: int
-    """Of the container's groups, modulo 256: one that restarts has a new one."""
-    wall_ns: int
-    monotonic_ns: int
-    cpu_usage_ns: int | None
-    memory_bytes: int | None
-    memory_peak_bytes: int | None
-    throttled_ns: int | None = None
-    periods: int | None = None
-    throttled_periods: int | None = None
-    pids: int | None = None
-    late_us: int
-    """From the second's boundary to the begin of the sweep."""
-
-
-class SlowSample(Struct, frozen=True, kw_only=True, gc=False):
-    """What is read at a slower pace; None for what could not be read."""
-
-    container: int | None
-    generation: int
-    wall_ns: int
-    monotonic_ns: int
-    user_ns: int | None
-    working_set_bytes: int | None
-    """In use without inactive file cache, as ECS reports it."""
-    rss_bytes: int | None
-    cache_bytes: int | None
-    read_bytes: int | None
-    write_bytes: int | None
-
-
-class Pressure(Struct, frozen=True, kw_only=True, gc=False):
-    """Stall times (PSI) since the group was made; cgroup v2 only."""
-
-    container: int | None
-    generation: int
-    wall_ns: int
-    cpu_us: int | None
-    memory_us: int | None
-    memory_full_us: int | None
-    io_us: int | None
-
-
-class NetworkSample(Struct, frozen=True, kw_only=True, gc=False):
-    """The task's interfaces without lo, since they were made."""
-
-    wall_ns: int
-    received_bytes: int
-    sent_bytes: int
-    received_packets: int
-    sent_packets: int
-
-
-class Mark(Struct, frozen=True, kw_only=True, gc=False):
-    """Something about the clock or a group. `value` is a group's inode, missed seconds, or ns."""
-
-    kind: int
-    """A `MarkType`; readers pass over those that they do not know."""
-    container: int | None
-    generation: int
-    wall_ns: int
-    monotonic_ns: int
-    boottime_ns: int
-    value: int
-
-
-class Problem(Struct, frozen=True, kw_only=True):
-    """Damage that was skipped."""
-
-    offset_bytes: int
-    reason: str
 
 
 class Ledger(Struct, frozen=True, kw_only=True):
@@ -264,9 +156,8 @@ def decode_names(slots: bytes, count: int, base: int) -> tuple[tuple[str, ...], 
     return tuple(names), problems
 
 
-def name_offset(index: int) -> int:
-    """Where in the file the slot of container `index` begins."""
-    return _NAMES_OFFSET + index * _NAME.size
+def _record_bytes(version: int) -> int:
+    return RECORD_BYTES if version == FORMAT_VERSION else OLD_RECORD_BYTES
 
 
 def container_name(header: LedgerHeader, index: int | None) -> str | None:
@@ -291,10 +182,11 @@ def decode_header(page: bytes, path: str) -> tuple[LedgerHeader, int, tuple[Prob
     if version not in READABLE_VERSIONS:
         raise StateCorrupt(
             f"ledger {path} has version {version}, this fargatelite reads "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}: use the one that wrote it",
+            f"{READABLE_VERSIONS[0]} to {READABLE_VERSIONS[-1]}: use the one that wrote it",
             path=path,
         )
-    if crc != _crc(fixed) or (record_bytes, header_bytes) != (RECORD_BYTES, _HEADER_BYTES):
+    sizes = (_record_bytes(version), _HEADER_BYTES)
+    if crc != _crc(fixed) or (record_bytes, header_bytes) != sizes:
         raise StateCorrupt(f"ledger {path} has a damaged header", path=path)
     names, problems = decode_names(page[_NAMES_OFFSET:], MAX_CONTAINERS, _NAMES_OFFSET)
     header = LedgerHeader(
@@ -310,185 +202,44 @@ def decode_header(page: bytes, path: str) -> tuple[LedgerHeader, int, tuple[Prob
     return header, version, tuple(problems)
 
 
-class _Records:
-    """Collects the records of one segment."""
-
-    def __init__(self) -> None:
-        self.samples: list[Sample] = []
-        self.slow: list[SlowSample] = []
-        self.pressure: list[Pressure] = []
-        self.network: list[NetworkSample] = []
-        self.marks: list[Mark] = []
-        self._groups: dict[int, tuple[int, int]] = {}
-
-    def add(self, raw: bytes) -> None:
-        """One whole record of version 2; kinds of later writers are passed over."""
-        kind = raw[4]
-        if kind == _KIND_SAMPLE:
-            self.samples.append(_sample(raw))
-        elif kind == _KIND_SLOW:
-            self.slow.append(_slow(raw))
-        elif kind == _KIND_PRESSURE:
-            self.pressure.append(_pressure(raw))
-        elif kind == _KIND_NETWORK:
-            wall, _, *figures, _, _ = _NETWORK.unpack(raw)[5:]
-            self.network.append(
-                NetworkSample(
-                    wall_ns=wall,
-                    received_bytes=figures[0],
-                    sent_bytes=figures[1],
-                    received_packets=figures[2],
-                    sent_packets=figures[3],
-                )
-            )
-        elif kind == _KIND_MARK:
-            self.marks.append(_mark(raw))
-
-    def add_v1(self, raw: bytes) -> None:
-        """One whole record of version 1: a group's inode tells its generation."""
-        seq, container, bits, wall, monotonic, cpu, memory, peak, group_id, late_us, _ = (
-            _RECORD_V1.unpack(raw)
-        )
-        known = self._groups.get(container)
-        if known is None or known[0] != group_id:
-            known = (group_id, known[1] + 1 if known else 0)
-            self._groups[container] = known
-        index = None if container == _TASK_V1 else container
-        flags = SampleFlag(bits & _V1_GAPS | (bits & _V1_SHIFTED) << 1)
-        if SampleFlag.FIRST in flags:
-            self.marks.append(
-                Mark(
-                    kind=MarkType.GROUP,
-                    container=index,
-                    generation=known[1] % 256,
-                    wall_ns=wall,
-                    monotonic_ns=monotonic,
-                    boottime_ns=0,
-                    value=group_id,
-                )
-            )
-        self.samples.append(
-            Sample(
-                seq=seq,
-                container=index,
-                flags=flags,
-                generation=known[1] % 256,
-                wall_ns=wall,
-                monotonic_ns=monotonic,
-                cpu_usage_ns=None if flags & SampleFlag.GAP_CPU else cpu,
-                memory_bytes=None if flags & SampleFlag.GAP_MEMORY else memory,
-                memory_peak_bytes=None if flags & SampleFlag.GAP_PEAK else peak,
-                late_us=late_us,
-            )
-        )
-
-
-def _index(container: int) -> int | None:
-    return None if container == _TASK else container
-
-
-_FLAGS = tuple(SampleFlag(bits) for bits in range(256))
-
-
-def _sample(raw: bytes) -> Sample:
-    (seq, _, container, bits, generation, wall, monotonic, cpu, throttled, memory_kib, peak_kib,
-     periods, throttled_periods, pids, late_100us, _) = _SAMPLE.unpack(raw)  # fmt: skip
-    has_throttling = not bits & 8
-    return Sample(
-        seq=seq,
-        container=None if container == _TASK else container,
-        flags=_FLAGS[bits],
-        generation=generation,
-        wall_ns=wall,
-        monotonic_ns=monotonic,
-        cpu_usage_ns=None if bits & 1 else cpu,
-        memory_bytes=None if bits & 2 else memory_kib * KIB,
-        memory_peak_bytes=None if bits & 4 else peak_kib * KIB,
-        throttled_ns=throttled if has_throttling else None,
-        periods=periods if has_throttling else None,
-        throttled_periods=throttled_periods if has_throttling else None,
-        pids=None if bits & 16 else pids,
-        late_us=late_100us * 100,
-    )
-
-
-def _slow(raw: bytes) -> SlowSample:
-    (_, _, container, bits, generation, wall, monotonic, user, read, write, working_kib, rss_kib,
-     cache_kib, _) = _SLOW.unpack(raw)  # fmt: skip
-    return SlowSample(
-        container=_index(container),
-        generation=generation,
-        wall_ns=wall,
-        monotonic_ns=monotonic,
-        user_ns=None if bits & _GAP_USER else user,
-        working_set_bytes=None if bits & _GAP_STAT else working_kib * KIB,
-        rss_bytes=None if bits & _GAP_STAT else rss_kib * KIB,
-        cache_bytes=None if bits & _GAP_STAT else cache_kib * KIB,
-        read_bytes=None if bits & _GAP_IO else read,
-        write_bytes=None if bits & _GAP_IO else write,
-    )
-
-
-def _pressure(raw: bytes) -> Pressure:
-    _, _, container, _, generation, wall, _, *times, _, _ = _PRESSURE.unpack(raw)
-    known = [None if value == _UNKNOWN else value for value in times]
-    return Pressure(
-        container=_index(container),
-        generation=generation,
-        wall_ns=wall,
-        cpu_us=known[0],
-        memory_us=known[1],
-        memory_full_us=known[2],
-        io_us=known[3],
-    )
-
-
-def _mark(raw: bytes) -> Mark:
-    (_, _, container, _, generation, wall, monotonic, kind, _, value, boottime, _, _) = (
-        _MARK.unpack(raw)
-    )
-    return Mark(
-        kind=kind,
-        container=_index(container),
-        generation=generation,
-        wall_ns=wall,
-        monotonic_ns=monotonic,
-        boottime_ns=boottime,
-        value=value,
-    )
-
-
 def parse_ledger(data: bytes, path: str = "-", *, first_seq: int = 0) -> Ledger:
-    """Parses a whole segment, or its header and the records from `first_seq` on."""
+    """Parses a whole segment, or its header and the records from `first_seq` on.
+
+    What the first records then say depends on what came before: they count once they do not.
+    """
     header, version, damaged_names = decode_header(data[:_HEADER_BYTES], path)
     problems = list(damaged_names)
-    records = _Records()
-    add = records.add_v1 if version == 1 else records.add
-    next_seq = first_seq
-    crc32, stored_crc = zlib.crc32, struct.Struct("<I").unpack_from
-    for number in range((len(data) - _HEADER_BYTES) // RECORD_BYTES):
+    records = Records() if version == FORMAT_VERSION else OldRecords(version)
+    size = _record_bytes(version)
+    unwritten = bytes(size)
+    next_seq, lost = first_seq, 0
+    for number in range((len(data) - _HEADER_BYTES) // size):
         seq = first_seq + number
-        offset = _HEADER_BYTES + number * RECORD_BYTES
-        raw = data[offset : offset + RECORD_BYTES]
-        if raw == _UNWRITTEN:
+        offset = _HEADER_BYTES + number * size
+        raw = data[offset : offset + size]
+        if raw == unwritten:
             continue
         if seq > next_seq:
-            problems.append(
-                Problem(
-                    offset_bytes=_HEADER_BYTES + (next_seq - first_seq) * RECORD_BYTES,
-                    reason=f"records {next_seq} to {seq - 1} are missing",
-                )
-            )
+            reason = f"records {next_seq} to {seq - 1} are missing"
+            problems.append(Problem(offset_bytes=offset - (seq - next_seq) * size, reason=reason))
+            lost += seq - next_seq
         next_seq = seq + 1
-        said = stored_crc(raw)[0]
-        if stored_crc(raw, RECORD_BYTES - 4)[0] != crc32(raw[:-4]):
-            problems.append(Problem(offset_bytes=offset, reason=f"record {seq}: wrong checksum"))
-        elif said != seq:
-            problems.append(Problem(offset_bytes=offset, reason=f"record {seq} says {said}"))
+        wrong = records.check(seq, raw)
+        if wrong is not None:
+            lost += 1
         else:
-            add(raw)
-    if rest := (len(data) - _HEADER_BYTES) % RECORD_BYTES:
-        problems.append(Problem(offset_bytes=len(data) - rest, reason=f"{rest} bytes at the end"))
+            if lost:
+                records.lose(lost)
+                lost = 0
+            wrong = records.add(seq, raw)
+            if wrong is not None and first_seq:
+                continue  # nothing is damaged: it was not read
+        if wrong is not None:
+            problems.append(Problem(offset_bytes=offset, reason=wrong))
+    rest = (len(data) - _HEADER_BYTES) % size
+    if rest and any(data[-rest:]):  # else the file ends in a record that is not written yet
+        reason = f"{rest} bytes at the end"
+        problems.append(Problem(offset_bytes=len(data) - rest, reason=reason))
     return Ledger(
         header=header,
         samples=tuple(records.samples),
@@ -524,14 +275,23 @@ def list_segments(path: Path) -> Iterator[Path]:
 
 
 def read_task_ledger(path: Path) -> Ledger:
-    """All segments of a task as one ledger.
+    """All segments of a task as one ledger. One whose header is unusable is a problem of it.
 
-    Raises: FileNotFoundError when there is none; see `read_ledger`.
+    Raises: FileNotFoundError when there is none; StateCorrupt when none is usable; OSError.
     """
-    segments = [read_ledger(segment) for segment in list_segments(path)]
+    segments: list[Ledger] = []
+    unusable: list[Problem] = []
+    error: StateCorrupt | None = None
+    for segment in list_segments(path):
+        try:
+            segments.append(read_ledger(segment))
+        except StateCorrupt as found:
+            error = found
+            unusable.append(Problem(offset_bytes=0, reason=str(found)))
     if not segments:
-        raise FileNotFoundError(2, "no ledger", str(path))
-    return join_segments(segments)
+        raise error if error is not None else FileNotFoundError(2, "no ledger", str(path))
+    joined = join_segments(segments)
+    return structs.replace(joined, problems=(*joined.problems, *unusable)) if unusable else joined
 
 
 def join_segments(segments: Sequence[Ledger]) -> Ledger:

@@ -29,6 +29,7 @@ from fargatelite.meter.ledger import (
     encode_name,
     list_segments,
     read_task_ledger,
+    segment_path,
 )
 from fargatelite.meter.usage import (
     Bucket,
@@ -327,6 +328,8 @@ def remove_ledger(ledger_path: Path) -> None:
     for segment in reversed(list(list_segments(ledger_path))):
         segment.unlink(missing_ok=True)
     rollup_path(ledger_path).unlink(missing_ok=True)
+    # Left behind by a writer that died while it began a segment.
+    ledger_path.with_suffix(".ledger.next").unlink(missing_ok=True)
 
 
 def rollup_path(ledger_path: Path) -> Path:
@@ -352,6 +355,8 @@ def roll_up(ledger_path: Path) -> bool:
     segments = list(list_segments(ledger_path))
     if not segments or _is_written(segments[-1]):
         return False
+    if segment_path(ledger_path, len(segments)).exists():
+        return False  # a writer has just gone on in another one
     target = rollup_path(ledger_path)
     data = encode_rollup(read_task_ledger(ledger_path), len(segments))
     try:

@@ -13,7 +13,6 @@ Measured: see benchmarks/meter_tick.py.
 from __future__ import annotations
 
 import errno
-import fcntl
 import importlib
 import os
 import threading
@@ -30,15 +29,17 @@ from fargatelite.errors import (
     TaskBusy,
 )
 from fargatelite.meter import ledger
+from fargatelite.meter.segment import OpenedSegment, open_segment
 from fargatelite.names import parse_task_id
 
 __all__ = ["LatestSample", "MeterCounters", "SampledGroup", "Sampler"]
 
-_TASK_INDEX = 0xFF
 SLOW_EVERY_S = 20
 """memory.stat every second can cost a large fleet 5 % of its CPU."""
 SYNC_EVERY_S = 30
 """What a power cut may take, and the time of a round of fdatasync(2)."""
+SEGMENT_BYTES = 4 * 2**20
+"""17 hours of a task with one container; what one damaged header can cost."""
 
 
 class SampledGroup(Protocol):
@@ -112,18 +113,11 @@ class LatestSample(Struct, frozen=True, kw_only=True):
 
 
 class _Task:
-    """What Python keeps of a task: a descriptor for names, which index has which name, and each
-    index' newest group as its generation and inode."""
+    """What Python keeps of a task: which index has which name, and each index' newest group as its
+    generation and inode."""
 
-    def __init__(
-        self,
-        path: Path,
-        descriptor: int,
-        names: list[str],
-        groups: dict[int, tuple[int, int]],
-    ) -> None:
+    def __init__(self, path: Path, names: list[str], groups: dict[int, tuple[int, int]]) -> None:
         self.path = path
-        self.descriptor = descriptor
         self.names = names
         self.groups = groups
 
@@ -133,11 +127,16 @@ class Sampler:
 
     Use as a context manager, or `start()` and `stop()`. Tasks may be added before the start; then
     only what is asked for is sampled. Slow kinds come every `slow_every_s` (0: never), segments are
-    written back every `sync_every_s` (0: when the kernel does).
+    written back every `sync_every_s` (0: when the kernel does), and a segment that has reached
+    `segment_bytes` is followed by another one.
     """
 
     def __init__(
-        self, *, slow_every_s: int = SLOW_EVERY_S, sync_every_s: int = SYNC_EVERY_S
+        self,
+        *,
+        slow_every_s: int = SLOW_EVERY_S,
+        sync_every_s: int = SYNC_EVERY_S,
+        segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
         try:
             extension = importlib.import_module("fargatelite.meter._meter")
@@ -150,7 +149,7 @@ class Sampler:
         self._lock = threading.Lock()
         self._tasks: dict[str, _Task] = {}
         self._slow_every_s = slow_every_s
-        pointer = self._lib.meter_create(slow_every_s, sync_every_s)
+        pointer = self._lib.meter_create(slow_every_s, sync_every_s, segment_bytes)
         if pointer == self._ffi.NULL:
             raise MemoryError("no memory for the meter")
         self._meter: Any = self._ffi.gc(pointer, self._lib.meter_destroy)
@@ -191,23 +190,19 @@ class Sampler:
         file is of another task or damaged; CgroupFailed; OSError for the ledger's directory.
         """
         parse_task_id(task_id)  # C compares 32 bytes
-        path = Path(ledger_path)
+        path = Path(os.path.abspath(ledger_path))  # the thread opens what follows
         header = structs.replace(
             header,
             slow_every_s=self._slow_every_s,
             cgroup_version=group.version if group is not None else 0,
         )
-        descriptor, opened, next_seq, groups = _open_segment(path, header)
-        try:
-            self._hand_over(task_id, path, descriptor, next_seq)
-            with self._lock:
-                self._tasks[task_id] = _Task(path, descriptor, list(opened.containers), groups)
-        except BaseException:
-            os.close(descriptor)
-            raise
+        opened = open_segment(path, header)
+        self._hand_over(task_id, path, opened)
+        with self._lock:
+            self._tasks[task_id] = _Task(path, list(opened.containers), opened.groups)
         if group is not None:
             try:
-                self._add_group(task_id, _TASK_INDEX, group)
+                self._add_group(task_id, ledger.TASK_INDEX, group)
             except BaseException:
                 self.remove(task_id)
                 raise
@@ -228,7 +223,9 @@ class Sampler:
                         f"ledger {task.path} holds {ledger.MAX_CONTAINERS} containers at most",
                         path=task.path,
                     )
-                os.pwrite(task.descriptor, ledger.encode_name(name), ledger.name_offset(index))
+                slot = ledger.encode_name(name)
+                result = self._lib.meter_add_name(self._meter, task_id.encode(), index, slot)
+                self._check(result, "name a container of", task_id)
                 task.names.append(name)
             index = task.names.index(name)
         self._add_group(task_id, index, group)
@@ -282,7 +279,6 @@ class Sampler:
         if task is None:
             return
         result = self._lib.meter_remove_task(self._meter, task_id.encode())
-        os.close(task.descriptor)
         self._check(result, "take the last samples of", task_id)
 
     def latest(self, task_id: str) -> dict[str | None, LatestSample]:
@@ -290,25 +286,22 @@ class Sampler:
         with self._lock:
             names = list(self._task(task_id).names)
         capacity = ledger.MAX_CONTAINERS + 1
-        samples = self._ffi.new("struct ledger_sample[]", capacity)
+        samples = self._ffi.new("struct sample[]", capacity)
         count = self._lib.meter_latest(self._meter, task_id.encode(), samples, capacity)
         self._check(min(count, 0), "read the samples of", task_id)
         found: dict[str | None, LatestSample] = {}
         for sample in samples[0:count]:
-            prefix = sample.prefix
-            flags = ledger.SampleFlag(prefix.flags)
-            name = None if prefix.container == _TASK_INDEX else names[prefix.container]
+            flags = ledger.SampleFlag(sample.flags)
+            name = None if sample.container == ledger.TASK_INDEX else names[sample.container]
             found[name] = LatestSample(
-                wall_ns=prefix.wall_ns,
-                cpu_usage_ns=None
-                if flags & ledger.SampleFlag.GAP_CPU
-                else int(sample.cpu_usage_ns),
+                wall_ns=sample.wall_ns,
+                cpu_usage_ns=None if flags & ledger.SampleFlag.GAP_CPU else int(sample.cpu_ns),
                 memory_bytes=None
                 if flags & ledger.SampleFlag.GAP_MEMORY
                 else sample.memory_kib * ledger.KIB,
                 memory_peak_bytes=None
                 if flags & ledger.SampleFlag.GAP_PEAK
-                else sample.memory_peak_kib * ledger.KIB,
+                else sample.peak_kib * ledger.KIB,
             )
         return found
 
@@ -354,12 +347,14 @@ class Sampler:
             raise KeyError(f"task {task_id} is not being sampled")
         return task
 
-    def _hand_over(self, task_id: str, path: Path, descriptor: int, next_seq: int) -> None:
-        """Gives C a duplicate: both share the lock, which ends with the last of the two."""
-        copy = os.dup(descriptor)
-        result = self._lib.meter_add_task(self._meter, task_id.encode(), copy, next_seq)
+    def _hand_over(self, task_id: str, path: Path, opened: OpenedSegment) -> None:
+        """Gives C the segment and its lock, or closes it."""
+        result = self._lib.meter_add_task(
+            self._meter, task_id.encode(), os.fsencode(path.with_suffix("")), opened.number,
+            opened.descriptor, opened.next_seq,
+        )  # fmt: skip
         if result < 0:
-            os.close(copy)
+            os.close(opened.descriptor)
             if result == -errno.EEXIST:
                 raise TaskBusy(f"task {task_id} is being sampled already", path=path)
             raise OSError(-result, os.strerror(-result), os.fspath(path))
@@ -415,71 +410,6 @@ def _open_counter(file: str) -> int:
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "?")
         raise CgroupFailed(f"cannot meter {file}: {name}", errno=error.errno, path=file) from error
-
-
-def _open_segment(
-    path: Path, header: ledger.LedgerHeader
-) -> tuple[int, ledger.LedgerHeader, int, dict[int, tuple[int, int]]]:
-    """The locked segment, its header as it is in the file, the next record's seq, and the newest
-    group of each container index. A segment is of one boot and one version: the last one is gone on
-    with, or a new one begun."""
-    last, descriptor = path, _lock(path)
-    try:
-        for segment in list(ledger.list_segments(path))[1:]:
-            # The lock of the first is kept until the last is locked: whoever comes next waits.
-            following = _lock(segment)
-            os.close(descriptor)
-            last, descriptor = segment, following
-        found, seen = header, None
-        if os.fstat(descriptor).st_size:
-            seen = ledger.read_task_ledger(path)
-            found = seen.header
-            if found.task_id != header.task_id:
-                raise StateCorrupt(
-                    f"ledger {path} is of task {found.task_id}, not {header.task_id}", path=path
-                )
-        is_old = seen is not None and (
-            seen.version != ledger.FORMAT_VERSION or found.boot_id != header.boot_id
-        )
-        if is_old:
-            number = len(list(ledger.list_segments(path)))
-            following = _lock(ledger.segment_path(path, number))
-            os.close(descriptor)
-            last, descriptor = ledger.segment_path(path, number), following
-            found = structs.replace(header, containers=found.containers)
-        if os.fstat(descriptor).st_size == 0:
-            os.pwrite(descriptor, ledger.encode_header(found), 0)
-        next_seq = 0 if is_old or seen is None else ledger.read_ledger(last).next_seq
-        return descriptor, found, next_seq, _newest_groups(seen)
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
-def _lock(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise TaskBusy(f"another process writes ledger {path}", path=path) from error
-    return descriptor
-
-
-def _newest_groups(seen: ledger.Ledger | None) -> dict[int, tuple[int, int]]:
-    groups: dict[int, tuple[int, int]] = {}
-    if seen is None:
-        return groups
-    for mark in seen.marks:
-        if mark.kind == ledger.MarkType.GROUP:
-            index = _TASK_INDEX if mark.container is None else mark.container
-            groups[index] = (mark.generation, mark.value)
-    for sample in seen.samples:  # where a mark is damaged the generation is still taken
-        index = _TASK_INDEX if sample.container is None else sample.container
-        if groups.get(index, (None,))[0] != sample.generation:
-            groups[index] = (sample.generation, -1)
-    return groups
 
 
 def _name(result: int) -> str:

@@ -30,8 +30,8 @@ __all__ = [
     "sampled_group",
 ]
 
-ROLLED_AT_THE_END_BYTES = 16 * 2**20
-"""0.5 s of work; a longer ledger is rolled up by `gc`."""
+ROLLED_AT_THE_END_BYTES = 8 * 2**20
+"""About a second of work; a longer ledger is rolled up by `gc`."""
 
 _lock = threading.Lock()
 _sampler: Sampler | None = None
@@ -110,10 +110,12 @@ def roll_up_ledger(settings: Settings, task_id: str) -> None:
 
     Raises: StateCorrupt; OSError.
     """
+    from fargatelite.meter.ledger import list_segments
     from fargatelite.meter.rollup import roll_up
 
     path = ledger_of(settings, task_id)
-    if path.exists() and path.stat().st_size <= ROLLED_AT_THE_END_BYTES:
+    segments = list(list_segments(path))
+    if segments and sum(item.stat().st_size for item in segments) <= ROLLED_AT_THE_END_BYTES:
         roll_up(path)
 
 

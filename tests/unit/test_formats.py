@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fargatelite import shim
-from fargatelite.meter import ledger
+from fargatelite.meter import ledger, records
 
 FORMATS = Path(__file__).parents[2] / "csrc" / "formats"
 
@@ -22,12 +22,13 @@ LAYOUTS = {
     "exit_record": ("exit_record.h", [shim.EXIT_RECORD]),
     "ledger_header": ("ledger.h", [ledger._HEADER]),
     "ledger_name": ("ledger.h", [ledger._NAME]),
-    "ledger_sample": ("ledger.h", [ledger._SAMPLE]),
-    "ledger_slow": ("ledger.h", [ledger._SLOW]),
-    "ledger_pressure": ("ledger.h", [ledger._PRESSURE]),
-    "ledger_network": ("ledger.h", [ledger._NETWORK]),
-    "ledger_mark": ("ledger.h", [ledger._MARK]),
-    "ledger_record_v1": ("ledger.h", [ledger._RECORD_V1]),
+    "ledger_sample": ("ledger.h", [records._SAMPLE]),
+    "ledger_base": ("ledger.h", [records._BASE]),
+    "ledger_clock": ("ledger.h", [records._CLOCK]),
+    "ledger_mark": ("ledger.h", [records._MARK]),
+    "ledger_memory": ("ledger.h", [records._MEMORY]),
+    "ledger_pair": ("ledger.h", [records._PAIR]),
+    "ledger_pressure": ("ledger.h", [records._PRESSURE]),
 }
 
 CONSTANTS = {
@@ -53,16 +54,39 @@ CONSTANTS = {
     "LEDGER_MAX_CONTAINERS": ("ledger.h", ledger.MAX_CONTAINERS),
     "LEDGER_HEADER_BYTES": ("ledger.h", ledger._HEADER_BYTES),
     "LEDGER_NAMES_OFFSET": ("ledger.h", ledger._NAMES_OFFSET),
-    "LEDGER_TASK": ("ledger.h", ledger._TASK),
+    "LEDGER_TASK": ("ledger.h", ledger.TASK_INDEX),
     "LEDGER_RECORD_BYTES": ("ledger.h", ledger.RECORD_BYTES),
-    "LEDGER_SAMPLE": ("ledger.h", ledger._KIND_SAMPLE),
-    "LEDGER_SLOW": ("ledger.h", ledger._KIND_SLOW),
-    "LEDGER_PRESSURE": ("ledger.h", ledger._KIND_PRESSURE),
-    "LEDGER_NETWORK": ("ledger.h", ledger._KIND_NETWORK),
-    "LEDGER_MARK": ("ledger.h", ledger._KIND_MARK),
-    "LEDGER_GAP_STAT": ("ledger.h", ledger._GAP_STAT),
-    "LEDGER_GAP_USER": ("ledger.h", ledger._GAP_USER),
-    "LEDGER_GAP_IO": ("ledger.h", ledger._GAP_IO),
+    **{
+        f"LEDGER_{name}": ("ledger.h", getattr(records, f"_KIND_{name}"))
+        for name in (
+            "SAMPLE",
+            "BASE",
+            "CLOCK",
+            "MARK",
+            "MEMORY",
+            "IO",
+            "PRESSURE",
+            "RECEIVED",
+            "SENT",
+        )
+    },
+    **{
+        f"LEDGER_{name}": ("ledger.h", getattr(records, f"_{name}"))
+        for name in (
+            "GENERATION",
+            "PEAK_IS_MEMORY",
+            "PEAK_UNKNOWN",
+            "NO_THROTTLING",
+            "DETAILED",
+            "GAP_STAT",
+            "GAP_USER",
+            "PIDS_UNKNOWN",
+            "LATE_IN_CLOCK",
+            "PERIOD_BITS",
+            "LATE_SHIFT",
+            "TIME_BITS",
+        )
+    },
     **{f"LEDGER_MARK_{kind.name}": ("ledger.h", kind.value) for kind in ledger.MarkType},
     **{
         f"LEDGER_{flag.name}": ("ledger.h", flag.value)

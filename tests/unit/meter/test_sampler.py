@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -22,11 +23,13 @@ from fargatelite.meter.ledger import (
     LedgerHeader,
     MarkType,
     SampleFlag,
+    list_segments,
     read_ledger,
     read_task_ledger,
 )
 from fargatelite.meter.sampler import Sampler
 from fargatelite.meter.usage import summarise
+from tests.fixtures import plain_ledger
 
 TASK = "0123456789abcdef" * 2
 EXTENSION = importlib.import_module("fargatelite.meter._meter")
@@ -94,7 +97,7 @@ def test_thread_samples_on_the_second(tmp_path: Path) -> None:
     ledger = read_ledger(tmp_path / "t.ledger")
     assert ledger.problems == ()
     assert ledger.header.containers == ("web",)
-    assert (tmp_path / "t.ledger").stat().st_size == 4096 + 64 * ledger.next_seq
+    assert (tmp_path / "t.ledger").stat().st_size == 4096 + 28 * ledger.next_seq
     assert (tmp_path / "t.ledger").stat().st_mode & 0o777 == 0o600
     web = [sample for sample in ledger.samples if sample.container == 0]
     ends = SampleFlag.FIRST | SampleFlag.LAST | SampleFlag.EXTRA
@@ -129,7 +132,7 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
     second.add(TASK, tmp_path / "t.ledger", header(), files)
     second.remove(TASK)
     ledger = read_ledger(tmp_path / "t.ledger")
-    assert (len(ledger.samples), ledger.next_seq, ledger.problems) == (4, 8, ())
+    assert (len(ledger.samples), ledger.next_seq, ledger.problems) == (4, 14, ())
     assert [sample.generation for sample in ledger.samples] == [0, 0, 0, 0]
 
 
@@ -410,6 +413,170 @@ def test_a_ledger_of_another_boot_goes_on_in_a_new_segment(tmp_path: Path) -> No
     assert summarise(ledger)["web"].cpu_ns == 1500
 
 
+SMALL = 8192
+"""Bytes of a segment in these tests: some 140 records."""
+
+
+def test_a_full_segment_is_followed_by_another(tmp_path: Path) -> None:
+    sampler = Sampler(segment_bytes=SMALL, slow_every_s=0)
+    files = group(tmp_path / "task")
+    sampler.add(TASK, tmp_path / "t.ledger", header(), None)
+    sampler.add_container(TASK, "web", files)
+    Path(files.cpu_usage_file).write_text(f"{2**40}\n")
+    for number in range(1000):
+        if number == 500:
+            sampler.add_container(TASK, "late", group(tmp_path / "late"))
+        sampler.run_sweeps(1)
+    sampler.remove(TASK)
+    segments = list(list_segments(tmp_path / "t.ledger"))
+    assert len(segments) > 5
+    largest = max(segment.stat().st_size for segment in segments)
+    assert largest <= SMALL + 28 * 6  # what one sweep adds
+    ledger = read_task_ledger(tmp_path / "t.ledger")
+    assert ledger.problems == ()
+    assert ledger.header.containers == ("web", "late")
+    web = [sample for sample in ledger.samples if sample.container == 0]
+    assert len(web) == 1002
+    assert {sample.cpu_usage_ns for sample in web[1:]} == {2**40}
+    # Each tells everything by itself.
+    assert all(read_ledger(segment).samples[0].cpu_usage_ns for segment in segments)
+    assert all(read_ledger(segment).header.boot_id == header().boot_id for segment in segments)
+    groups, _ = plain_ledger.read(tmp_path / "t.ledger")[1:3]
+    assert len(groups[0, 0]) == 1002
+
+
+def test_killed_anywhere_between_segments_nothing_is_lost(tmp_path: Path) -> None:
+    """One process after the other is killed while it begins segments all the time; what each said
+    that it had sampled is there, once."""
+    said = 0
+    program = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_sampler import SMALL, Sampler, group, header, TASK
+sampler = Sampler(segment_bytes=4096 + 28 * 4, slow_every_s=0, sync_every_s=0)
+sampler.add(TASK, {str(tmp_path / "t.ledger")!r}, header(), group(Path({str(tmp_path / "task")!r})))
+while True:
+    sampler.run_sweeps(1)
+    print(".", end="", flush=True)
+"""
+    for life in range(8):
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.read(40 + 7 * life)
+        process.send_signal(signal.SIGKILL)
+        said += 40 + 7 * life + len(process.stdout.read())
+        process.wait()
+        process.stdout.close()
+        (tmp_path / "t.ledger.next").write_bytes(b"what dying halfway leaves")
+    ledger = read_task_ledger(tmp_path / "t.ledger")
+    # Each life has its first sample, and may have died between a sample and its saying so.
+    assert said + 8 <= len(ledger.samples) <= said + 2 * 8
+    assert [problem for problem in ledger.problems if "checksum" not in problem.reason] == []
+    assert len(ledger.problems) <= 8  # torn while it was being stored
+    times = [sample.monotonic_ns for sample in ledger.samples]
+    assert times == sorted(times)
+    assert {sample.generation for sample in ledger.samples} == {0}
+    assert len(list(list_segments(tmp_path / "t.ledger"))) > 50
+
+
+def test_a_segment_whose_header_is_lost_costs_only_itself(tmp_path: Path) -> None:
+    """A power cut may leave a segment with its name and without its first page."""
+    path = tmp_path / "t.ledger"
+    sampler = Sampler(segment_bytes=SMALL, slow_every_s=0)
+    sampler.add(TASK, path, header(), group(tmp_path / "task"))
+    sampler.run_sweeps(300)
+    sampler.remove(TASK)
+    whole = read_task_ledger(path)
+    last = list(list_segments(path))[-1]
+    lost = len(read_ledger(last).samples)
+    last.write_bytes(bytes(65536))
+    ledger = read_task_ledger(path)
+    assert len(ledger.samples) == len(whole.samples) - lost
+    assert ["is not a ledger" in problem.reason for problem in ledger.problems] == [True]
+    sampler.add(TASK, path, header(), group(tmp_path / "task"))
+    sampler.remove(TASK)
+    ledger = read_task_ledger(path)
+    assert len(ledger.samples) == len(whole.samples) - lost + 2
+    assert {sample.generation for sample in ledger.samples} == {0}
+
+
+def test_an_old_ledger_goes_on_in_a_segment_of_this_version(tmp_path: Path) -> None:
+    path = tmp_path / "t.ledger"
+    path.write_bytes((Path(__file__).parents[2] / "fixtures" / "version2.ledger").read_bytes())
+    seen = read_ledger(path).samples
+    before, generation = len(seen), max(sample.generation for sample in seen)
+    sampler = Sampler()
+    sampler.add(TASK, path, header(), None)
+    sampler.add_container(TASK, "web", group(tmp_path / "task"))
+    sampler.remove(TASK)
+    ledger = read_task_ledger(path)
+    assert (ledger.version, ledger.problems) == (3, ())
+    assert len(ledger.samples) == before + 2
+    assert ledger.samples[-1].generation == generation + 1  # a group of its own: counted anew
+
+
+@pytest.mark.parametrize("process_count", [1, 16, 64])
+def test_what_low_bits_tell_is_what_was_read(tmp_path: Path, process_count: int) -> None:
+    """Counters of 1 to 64 busy CPUs, memory that comes and goes, seconds that are missing, values
+    that cannot be read: the ledger has each exactly as the files had it."""
+    files = group(tmp_path / "task")
+    throttled = tmp_path / "throttled"
+    pids = tmp_path / "pids"
+    files = structs.replace(files, throttled_file=str(throttled), pids_file=str(pids))
+    chance = random.Random(process_count)
+    cpu, periods, held, stalled, peak = 0, 0, 0, 0, 0
+    expected: list[tuple[int | None, ...]] = []
+    # On tmpfs or not, these are plain files: what is read is what was written before.
+    sampler = Sampler(slow_every_s=0)
+
+    def put() -> None:
+        nonlocal cpu, periods, held, stalled, peak
+        cpu += chance.randrange(process_count * MOMENT_NS)
+        grown = chance.choice([0, 10, 10, 1000])
+        periods, held = periods + grown, held + grown // 2
+        stalled += chance.randrange(process_count * MOMENT_NS) // 1000 * 1000
+        memory = chance.randrange(2**18) * 4096
+        peak = max(peak, memory) if chance.random() < 0.9 else max(peak, memory + 4096)
+        is_known = chance.random() > 0.05
+        Path(files.cpu_usage_file).write_text(f"{cpu}\n" if is_known else "?")
+        Path(files.memory_usage_file).write_text(f"{memory}\n")
+        assert files.memory_peak_file is not None
+        Path(files.memory_peak_file).write_text(f"{peak}\n")
+        has_stat = chance.random() > 0.05
+        throttled.write_text(
+            f"nr_periods {periods}\nnr_throttled {held}\nthrottled_time {stalled}\n"
+            if has_stat
+            else ""
+        )
+        pids.write_text(f"{periods % 70000}\n")
+        expected.append(
+            (cpu if is_known else None, memory, peak, periods if has_stat else None,
+             held if has_stat else None, stalled if has_stat else None, min(periods % 70000, 65534))
+        )  # fmt: skip
+
+    put()
+    sampler.add(TASK, tmp_path / "t.ledger", header(), files)
+    for _ in range(400):
+        step_ns = chance.choice([1] * 30 + [9, 70, 5000]) * MOMENT_NS
+        sampler.shift_clocks(wall_ns=step_ns, monotonic_ns=step_ns, boottime_ns=step_ns)
+        put()
+        sampler.tick()
+    sampler.remove(TASK)
+    ledger = read_task_ledger(tmp_path / "t.ledger")
+    assert ledger.problems == ()
+    found = [
+        (s.cpu_usage_ns, s.memory_bytes, s.memory_peak_bytes, s.periods, s.throttled_periods,
+         s.throttled_ns, s.pids)
+        for s in ledger.samples
+    ]  # fmt: skip
+    assert found[:-1] == expected
+    times = [sample.monotonic_ns for sample in ledger.samples]
+    assert times == sorted(times)
+    ahead_ns = {round((s.wall_ns - s.monotonic_ns) / 2_000_000) for s in ledger.samples}
+    assert max(ahead_ns) - min(ahead_ns) <= 1
+
+
 def test_segments_are_written_back(tmp_path: Path) -> None:
     with Sampler(sync_every_s=1) as sampler:
         sampler.add(TASK, tmp_path / "t.ledger", header(), group(tmp_path / "task"))
@@ -437,7 +604,7 @@ _text = st.one_of(
 def test_no_text_makes_a_parser_read_beyond_it(text: bytes) -> None:
     """Under the address sanitizer this would tell more; here: no crash, and errors are errors."""
     ffi, lib = EXTENSION.ffi, EXTENSION.lib
-    network = ffi.new("struct ledger_network *")
+    network = ffi.new("struct network *")
     one, two = ffi.new("uint64_t *"), ffi.new("uint64_t *")
     for result in (
         lib.parse_network(text, len(text), network),
@@ -497,4 +664,5 @@ def test_mirrored_constants_are_those_of_the_format() -> None:
     assert EXTENSION.lib.LEDGER_HEADER_BYTES == ledger._HEADER_BYTES
     assert EXTENSION.lib.LEDGER_NAMES_OFFSET == ledger._NAMES_OFFSET
     assert EXTENSION.lib.LEDGER_MAX_CONTAINERS == ledger.MAX_CONTAINERS
-    assert EXTENSION.ffi.sizeof("struct ledger_sample") == ledger.RECORD_BYTES
+    assert EXTENSION.lib.LEDGER_RECORD_BYTES == ledger.RECORD_BYTES
+    assert EXTENSION.lib.LEDGER_TASK == ledger.TASK_INDEX
