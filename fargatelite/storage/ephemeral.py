@@ -126,8 +126,14 @@ def create_storage(
         _copy_sparse(template, backing)
         device, name = attach_loop(backing, read_only=False, direct_io=True)
         try:
+            # Without noinit_itable the kernel writes zeros to all inode tables, 320 MiB of 20 GiB,
+            # over those of the sparse file: the disk's bandwidth, and bytes that no task wrote.
             mount_filesystem(
-                "ext4", name, mount_point, attributes=MOUNT_ATTR_NOATIME, flags=("discard",)
+                "ext4",
+                name,
+                mount_point,
+                attributes=MOUNT_ATTR_NOATIME,
+                flags=("discard", "noinit_itable"),
             )
         finally:
             os.close(device)
