@@ -10,6 +10,7 @@ ffibuilder.cdef(
     """
     struct cgroup_files {
         int version;
+        int limited;
         int cpu_fd;
         int memory_fd;
         int peak_fd;

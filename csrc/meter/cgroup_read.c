@@ -207,13 +207,18 @@ static int read_kib(int fd, uint32_t *kib) {
     return result;
 }
 
-void read_sample(const struct cgroup_files *files, struct sample *sample) {
+void read_sample(struct cgroup_files *files, struct sample *sample, int all) {
     uint8_t *flags = &sample->flags;
     if (files->version == 1) {
         if (read_cpu_v1(files, sample) < 0)
             *flags |= LEDGER_GAP_CPU;
-        if (files->throttled_fd < 0 || read_throttled_v1(files, sample) < 0)
+        if (files->throttled_fd < 0)
             *flags |= LEDGER_GAP_THROTTLED;
+        else if (files->limited || all) {
+            if (read_throttled_v1(files, sample) < 0)
+                *flags |= LEDGER_GAP_THROTTLED;
+            files->limited |= sample->periods > 0;
+        }
     } else {
         read_cpu_v2(files, sample);
     }

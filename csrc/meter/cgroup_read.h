@@ -12,6 +12,7 @@
  * and throttling, so throttled_fd and user_fd are -1. */
 struct cgroup_files {
     int version; /* 1 or 2: how the files are to be read */
+    int limited; /* throttled_fd is read each time: without a CPU limit it says 0 and costs most */
     int cpu_fd;
     int memory_fd;
     int peak_fd;
@@ -51,8 +52,9 @@ int parse_io_v2(const char *text, size_t length, uint64_t *read_bytes, uint64_t 
 /* `some avg10=0.00 ... total=N`, and for memory and io a second line `full`. */
 int parse_pressure(const char *text, size_t length, uint64_t *some_us, uint64_t *full_us);
 
-/* Fill the record's values and set a GAP flag for each that cannot be read or parsed. */
-void read_sample(const struct cgroup_files *files, struct sample *sample);
+/* Fills the values and sets a GAP flag for each that cannot be read or parsed. `all`: throttling of
+ * a group without a limit too; it has one from then on if there was any. */
+void read_sample(struct cgroup_files *files, struct sample *sample, int all);
 /* Block I/O counts from here on. */
 void set_io_base(struct cgroup_files *files);
 void read_slow(const struct cgroup_files *files, struct slow *slow);

@@ -34,7 +34,8 @@
 /* The wall clock may be slewed by 500 ppm (adjtimex(2)); twice that and more is a step. */
 #define STEP_NS (50 * 1000000ll)
 #define SLEW_PER 1000
-#define ROTATIONS_PER_SWEEP 8 /* some 0.1 ms each, with the lock */
+#define LIMIT_LOOKED_FOR_EVERY 20 /* sweeps: has a group without a CPU limit been given one? */
+#define ROTATIONS_PER_SWEEP 8     /* some 0.1 ms each, with the lock */
 /* CLOCK_BOOTTIME and CLOCK_MONOTONIC are read one after the other. */
 #define SUSPEND_NS (10 * 1000000ll)
 
@@ -174,7 +175,9 @@ static int sample_group(struct meter *meter, struct task *task, struct group *gr
     };
     if (!group->sampled)
         sample.flags |= LEDGER_FIRST;
-    read_sample(&group->files, &sample);
+    int all = slow || flags & LEDGER_EXTRA ||
+              (meter->counters.ticks + task->phase) % LIMIT_LOOKED_FOR_EVERY == 0;
+    read_sample(&group->files, &sample, all);
     int result = counted(meter, record_sample(&task->segment, &group->told, &sample));
     group->latest = sample;
     group->sampled = 1;
@@ -636,7 +639,7 @@ int64_t meter_run_reads(struct meter *meter, int count) {
                     continue;
                 const struct cgroup_files *files = &group->files;
                 const int fds[] = {files->cpu_fd, files->memory_fd, files->peak_fd,
-                                   files->throttled_fd, files->pids_fd};
+                                   files->limited ? files->throttled_fd : -1, files->pids_fd};
                 for (size_t file = 0; file < sizeof fds / sizeof *fds; file++) {
                     if (fds[file] < 0 || pread(fds[file], buffer, sizeof buffer, 0) >= 0)
                         continue;

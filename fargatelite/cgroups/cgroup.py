@@ -64,6 +64,9 @@ class Cgroup(Struct, frozen=True, kw_only=True):
     """v1 memory.max_usage_in_bytes, v2 memory.peak (Linux 5.19), None where there is none."""
     throttled_file: str | None = None
     """v1 cpu.stat; None on v2, where `cpu_usage_file` has it."""
+    is_cpu_limited: bool = True
+    """False where no quota was set: nothing is throttled then, and the meter looks at
+    `throttled_file`, the dearest of all, now and then only."""
     pids_file: str | None = None
     memory_stat_file: str | None = None
     cpu_user_file: str | None = None

@@ -18,6 +18,8 @@ import signal
 import time
 from pathlib import Path
 
+from msgspec import structs
+
 from fargatelite.cgroups import tree
 from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits
 from fargatelite.cgroups.devices import ALLOWED, DeviceRule
@@ -59,7 +61,8 @@ class V1Driver:
             tree.write_verified(f"{self._directory('pids', path)}/pids.max", str(limits.pids_max))
         if limits.devices:
             self._limit_devices(self._directory("devices", path), limits.more_devices)
-        return self._describe(path)
+        group = self._describe(path)
+        return structs.replace(group, is_cpu_limited=limits.cpu_quota_us is not None)
 
     def kill(self, path: str) -> None:
         """See Driver.kill: freeze, signal everyone, thaw, until nobody is left.

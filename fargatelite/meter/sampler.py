@@ -66,6 +66,10 @@ class SampledGroup(Protocol):
         """v1 cpu.stat; None on v2, whose `cpu_usage_file` has it."""
 
     @property
+    def is_cpu_limited(self) -> bool:
+        """Whether `throttled_file` is read every second."""
+
+    @property
     def pids_file(self) -> str | None:
         """A file with one number."""
 
@@ -379,6 +383,7 @@ class Sampler:
                 opened.append(-1 if file is None else _open_counter(file))
                 files.pressure_fds[number] = opened[-1]
             files.version = group.version
+            files.limited = group.is_cpu_limited
             files.group_id = os.fstat(opened[0]).st_ino
             with self._lock:
                 groups = self._task(task_id).groups

@@ -41,6 +41,7 @@ class FileGroup(Struct, frozen=True, kw_only=True):
     memory_usage_file: str
     memory_peak_file: str | None
     throttled_file: str | None = None
+    is_cpu_limited: bool = True
     pids_file: str | None = None
     memory_stat_file: str | None = None
     cpu_user_file: str | None = None
@@ -411,6 +412,32 @@ def test_a_ledger_of_another_boot_goes_on_in_a_new_segment(tmp_path: Path) -> No
     assert ledger.header.containers == ("web",)
     assert [sample.generation for sample in ledger.samples] == [0, 0, 1, 1]
     assert summarise(ledger)["web"].cpu_ns == 1500
+
+
+def test_a_group_that_is_given_a_limit_is_found_out(tmp_path: Path) -> None:
+    """Where there is none, cpu.stat is not read every second, but now and then."""
+    throttled = tmp_path / "throttled"
+    files = structs.replace(
+        group(tmp_path / "task"), throttled_file=str(throttled), is_cpu_limited=False
+    )
+
+    def put(periods: int) -> None:
+        throttled.write_text(f"nr_periods {periods}\nnr_throttled 0\nthrottled_time 0\n")
+
+    put(0)
+    sampler = Sampler(slow_every_s=0)
+    sampler.add(TASK, tmp_path / "t.ledger", header(), files)
+    for second in range(1, 60):
+        put(max(0, second - 5))
+        sampler.shift_clocks(wall_ns=MOMENT_NS, monotonic_ns=MOMENT_NS, boottime_ns=MOMENT_NS)
+        sampler.tick()
+    sampler.remove(TASK)
+    samples = read_ledger(tmp_path / "t.ledger").samples
+    assert not any(sample.flags & SampleFlag.GAP_THROTTLED for sample in samples)
+    periods = [sample.periods for sample in samples]
+    found = next(second for second, value in enumerate(periods) if value)
+    assert 6 <= found <= 26
+    assert periods[found:60] == [second - 5 for second in range(found, 60)]
 
 
 SMALL = 8192
