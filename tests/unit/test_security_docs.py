@@ -1,4 +1,5 @@
-"""docs/security.md names tests that exist, and every attack is behind a promise's file."""
+"""docs/security.md and docs/reliability.md name tests that exist, and every attack is behind a
+promise's file."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "security.md").read_text()
 NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", TEXT)))
+RELIABLE = (ROOT / "docs" / "reliability.md").read_text()
+NAMED_THERE = sorted(set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", RELIABLE)))
 
 
-@pytest.mark.parametrize(("path", "name"), NAMED)
+@pytest.mark.parametrize(("path", "name"), [*NAMED, *NAMED_THERE])
 def test_named_tests_exist(path: str, name: str) -> None:
     tree = ast.parse((ROOT / path).read_text())
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
