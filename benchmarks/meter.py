@@ -160,6 +160,21 @@ def measure_sample(fleet: Fleet, rounds: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def measure_cold(fleet: Fleet, rounds: int) -> list[dict[str, Any]]:
+    """Why a group costs more among many: the bare preads of few groups, when what the kernel keeps
+    of them has left the CPU's caches, beside those of many."""
+    fleet.grow(50)
+    other = bytearray(64 << 20)
+    warm, cold = [], []
+    for _ in range(rounds):
+        warm.append(per_round_ns(fleet.sampler.run_reads, 2) / 50 / 1000)
+        for at in range(0, len(other), 64):
+            other[at] ^= 1
+        cold.append(per_round_ns(fleet.sampler.run_reads, 1) / 50 / 1000)
+    return [row("bare preads of a group of 50, caches cold", "us", statistics.median(cold),
+                peer="warm, us", peer_value=statistics.median(warm), goal="", met=True)]  # fmt: skip
+
+
 def measure_slow(fleet: Fleet, rounds: int) -> list[dict[str, Any]]:
     """What the slow kinds add at their default pace."""
     fleet.grow(50)
@@ -450,6 +465,7 @@ def main() -> None:
         fleet = Fleet(driver, Path(directory), Sampler(slow_every_s=0))
         try:
             rows += measure_sample(fleet, arguments.rounds)
+            rows += measure_cold(fleet, arguments.rounds // 4)
         finally:
             fleet.remove()
     with tempfile.TemporaryDirectory(dir=BENCH) as directory:

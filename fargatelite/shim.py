@@ -129,6 +129,10 @@ class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):
     user_us: int
     system_us: int
     max_rss_kib: int
+    read_bytes: int
+    """From disks, by the process and its reaped children."""
+    written_bytes: int
+    """Likewise; what was made dirty in the page cache is to be written."""
     dropped_log_bytes: int
 
 
@@ -159,7 +163,8 @@ def read_exit_records(path: Path) -> list[ExitRecord]:
             )
         if zlib.crc32(data[offset : offset + EXIT_RECORD.size - 4]) != fields[-1]:
             raise StateCorrupt(f"exit record at byte {offset} of {path}: wrong CRC", path=path)
-        _, _, _, number, pid, status, _, started, stopped, user, system, rss, dropped, _, _ = fields
+        (_, _, _, number, pid, status, sectors_in, started, stopped, user, system, rss, dropped,
+         sectors_out, _) = fields  # fmt: skip
         records.append(
             ExitRecord(
                 number=number,
@@ -170,6 +175,8 @@ def read_exit_records(path: Path) -> list[ExitRecord]:
                 user_us=user,
                 system_us=system,
                 max_rss_kib=rss,
+                read_bytes=sectors_in * 512,
+                written_bytes=sectors_out * 512,
                 dropped_log_bytes=dropped,
             )
         )

@@ -19,8 +19,11 @@ ffibuilder.cdef(
         int stat_fd;
         int user_fd;
         int io_fd;
+        int processes_fd;
         int pressure_fds[3];
         uint64_t io_base[2];
+        uint64_t io_ended[2];
+        uint64_t io_told[2];
         uint8_t generation;
         uint64_t group_id;
     };
@@ -68,6 +71,8 @@ ffibuilder.cdef(
     int meter_add_group(struct meter *meter, const char *task_id, uint8_t container,
                         const struct cgroup_files *files);
     int meter_add_network(struct meter *meter, const char *task_id, int fd);
+    int meter_add_io(struct meter *meter, const char *task_id, uint8_t container,
+                     uint64_t read_bytes, uint64_t written_bytes);
     int meter_sample_task(struct meter *meter, const char *task_id);
     int meter_end_group(struct meter *meter, const char *task_id, uint8_t container);
     int meter_remove_task(struct meter *meter, const char *task_id);
@@ -86,6 +91,8 @@ ffibuilder.cdef(
     int parse_block_stat(const char *text, size_t length, uint64_t *read_bytes,
                          uint64_t *write_bytes);
     int parse_io_v2(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes);
+    int parse_process_io(const char *text, size_t length, uint64_t *read_bytes,
+                         uint64_t *write_bytes);
     int parse_pressure(const char *text, size_t length, uint64_t *some_us, uint64_t *full_us);
     uint32_t ledger_crc32(const void *data, size_t length);
 

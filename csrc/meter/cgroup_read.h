@@ -21,11 +21,14 @@ struct cgroup_files {
     int stat_fd;
     int user_fd;
     int io_fd;
+    int processes_fd;    /* without io_fd: what they say in /proc/PID/io is summed */
     int pressure_fds[3]; /* cpu, memory, io */
     uint64_t
         io_base[2]; /* what was read and written before; a block device counts from its own begin */
-    uint8_t generation; /* see ledger_prefix */
-    uint64_t group_id;  /* see LEDGER_MARK_GROUP */
+    uint64_t io_ended[2]; /* of processes that have ended */
+    uint64_t io_told[2];  /* a sum over processes may fall when one ends: it is not told then */
+    uint8_t generation;   /* see ledger_prefix */
+    uint64_t group_id;    /* see LEDGER_MARK_GROUP */
 };
 
 /* A line's key and where its number goes. */
@@ -49,6 +52,8 @@ int parse_network(const char *text, size_t length, struct network *record);
  * (`8:0 rbytes=4096 wbytes=...`). */
 int parse_block_stat(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes);
 int parse_io_v2(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes);
+/* /proc/PID/io. */
+int parse_process_io(const char *text, size_t length, uint64_t *read_bytes, uint64_t *write_bytes);
 /* `some avg10=0.00 ... total=N`, and for memory and io a second line `full`. */
 int parse_pressure(const char *text, size_t length, uint64_t *some_us, uint64_t *full_us);
 
@@ -57,7 +62,7 @@ int parse_pressure(const char *text, size_t length, uint64_t *some_us, uint64_t 
 void read_sample(struct cgroup_files *files, struct sample *sample, int all);
 /* Block I/O counts from here on. */
 void set_io_base(struct cgroup_files *files);
-void read_slow(const struct cgroup_files *files, struct slow *slow);
+void read_slow(struct cgroup_files *files, struct slow *slow);
 void read_pressure(const struct cgroup_files *files, struct pressure *pressure);
 int read_network(int fd, struct network *record);
 void close_cgroup(struct cgroup_files *files);

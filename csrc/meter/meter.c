@@ -142,7 +142,7 @@ static int has_slow(const struct meter *meter) {
 }
 
 /* The slow kinds of a group, at the moment of its sample. */
-static void append_slow(struct meter *meter, struct task *task, const struct group *group) {
+static void append_slow(struct meter *meter, struct task *task, struct group *group) {
     struct slow slow = {0};
     read_slow(&group->files, &slow);
     (void)counted(meter, record_slow(&task->segment, &group->latest, &slow));
@@ -530,6 +530,20 @@ int meter_add_network(struct meter *meter, const char *task_id, int fd) {
     }
     pthread_mutex_unlock(&meter->mutex);
     return result;
+}
+
+int meter_add_io(struct meter *meter, const char *task_id, uint8_t container, uint64_t read_bytes,
+                 uint64_t written_bytes) {
+    pthread_mutex_lock(&meter->mutex);
+    struct task *task = find_task(meter, task_id);
+    struct group **slot = task == NULL ? NULL : group_slot(task, container);
+    struct group *group = slot == NULL ? NULL : *slot;
+    if (group != NULL) {
+        group->files.io_ended[0] += read_bytes;
+        group->files.io_ended[1] += written_bytes;
+    }
+    pthread_mutex_unlock(&meter->mutex);
+    return group == NULL ? -ENOENT : 0;
 }
 
 int meter_sample_task(struct meter *meter, const char *task_id) {

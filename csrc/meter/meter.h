@@ -49,6 +49,9 @@ int meter_add_group(struct meter *meter, const char *task_id, uint8_t container,
 /* Takes `fd`, /proc/net/dev of the task's network namespace, read at the slow pace. -EEXIST when
  * there is one. */
 int meter_add_network(struct meter *meter, const char *task_id, int fd);
+/* What processes of a group that have ended had read and written. */
+int meter_add_io(struct meter *meter, const char *task_id, uint8_t container, uint64_t read_bytes,
+                 uint64_t written_bytes);
 /* One extra sample of all groups of the task, slow kinds too. */
 int meter_sample_task(struct meter *meter, const char *task_id);
 /* A last sample of one group, whose descriptors are closed then. */

@@ -191,6 +191,10 @@ static void on_terminal(struct shim *shim, struct process *process) {
         close_descriptor(&process->streams[0]);
 }
 
+static uint32_t saturate(long value) {
+    return (uint64_t)value > UINT32_MAX ? UINT32_MAX : (uint32_t)value;
+}
+
 static void write_exit_record(struct shim *shim, const struct process *process, int status,
                               uint64_t stopped_at_ns, const struct rusage *usage) {
     struct exit_record record = {
@@ -206,6 +210,8 @@ static void write_exit_record(struct shim *shim, const struct process *process, 
         .system_us =
             (uint64_t)usage->ru_stime.tv_sec * 1000000u + (uint64_t)usage->ru_stime.tv_usec,
         .max_rss_kib = (uint64_t)usage->ru_maxrss,
+        .read_sectors = saturate(usage->ru_inblock),
+        .written_sectors = saturate(usage->ru_oublock),
         .dropped_log_bytes = process->dropped_log_bytes,
     };
     record.crc32 = crc32_ieee(&record, offsetof(struct exit_record, crc32));

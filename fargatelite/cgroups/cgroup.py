@@ -74,6 +74,9 @@ class Cgroup(Struct, frozen=True, kw_only=True):
     io_file: str | None = None
     """v2 io.stat. None on v1, whose blkio leaves out what is written back later (nearly all), and
     since Linux 6.10 counts nothing without a throttling rule: there a task's file system tells."""
+    processes_file: str | None = None
+    """v1 cgroup.procs: what a container's processes say of their block I/O stands for the group's.
+    None on v2."""
     pressure_files: tuple[str, str, str] | None = None
     """v2 cpu.pressure, memory.pressure, io.pressure; None without PSI (psi=0)."""
 

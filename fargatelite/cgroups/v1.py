@@ -155,6 +155,7 @@ class V1Driver:
             pids_file=f"{self._directory('pids', path)}/pids.current",
             memory_stat_file=f"{memory}/memory.stat",
             cpu_user_file=f"{self._directory('cpuacct', path)}/cpuacct.usage_user",
+            processes_file=f"{self._directory('freezer', path)}/cgroup.procs",
         )
 
     def _create_group(self, root: str, path: str) -> None:

@@ -86,6 +86,10 @@ class SampledGroup(Protocol):
         """v2 io.stat; with v1 the `stat` of the block device that stands for it."""
 
     @property
+    def processes_file(self) -> str | None:
+        """v1 cgroup.procs; a container's processes tell the I/O that v1 does not count."""
+
+    @property
     def pressure_files(self) -> tuple[str, str, str] | None:
         """v2's cpu.pressure, memory.pressure and io.pressure."""
 
@@ -259,6 +263,21 @@ class Sampler:
             self._task(task_id)
         self._check(self._lib.meter_sample_task(self._meter, task_id.encode()), "sample", task_id)
 
+    def add_ended_io(self, task_id: str, name: str, read_bytes: int, written_bytes: int) -> None:
+        """What a container's main process and its reaped children had read and written when they
+        ended: where the kernel does not count it by group (v1), it is added to that of those that
+        live. A container that is not sampled is no error."""
+        with self._lock:
+            task = self._tasks.get(task_id)
+            if task is None or name not in task.names:
+                return
+            index = task.names.index(name)
+        result = self._lib.meter_add_io(
+            self._meter, task_id.encode(), index, read_bytes, written_bytes
+        )
+        if result != -errno.ENOENT:
+            self._check(result, "add to the block I/O of", task_id)
+
     def remove_container(self, task_id: str, name: str) -> None:
         """Takes the last sample of a container and lets its group go; call it before removal.
 
@@ -376,6 +395,7 @@ class Sampler:
                 ("stat_fd", group.memory_stat_file),
                 ("user_fd", group.cpu_user_file),
                 ("io_fd", group.io_file),
+                ("processes_fd", None if index == ledger.TASK_INDEX else group.processes_file),
             ):
                 opened.append(-1 if file is None else _open_counter(file))
                 setattr(files, member, opened[-1])

@@ -44,6 +44,7 @@ from fargatelite.runtime.record import TaskRecord
 from fargatelite.runtime.supervise import Supervisor
 from fargatelite.runtime.trace import Timeline, read_op_trace
 from fargatelite.runtime.transitions import step, will_restart
+from fargatelite.runtime.usage import add_ended_io
 from fargatelite.runtime.work import TaskWork
 from fargatelite.sandbox.compile import compile_guest_check, compile_health_check
 from fargatelite.sandbox.plan import Plan, decode_plan, encode_plan
@@ -487,6 +488,7 @@ class SupervisedTask:
         )
 
     def _exited(self, name: str, exit_code: int, stopped_at_ns: int) -> None:
+        add_ended_io(self._sampler, self.run, name, self._work.containers[name].number)
         if not will_restart(self.state, name, exit_code, stopped_at_ns):
             try:
                 self._sampler.remove_container(self.run.task_id, name)  # a last sample, at its end

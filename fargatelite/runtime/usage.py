@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from pathlib import Path
@@ -12,15 +13,18 @@ import msgspec
 from fargatelite import names
 from fargatelite.cgroups.cgroup import Cgroup
 from fargatelite.cgroups.detect import detect_driver
-from fargatelite.errors import CgroupFailed
+from fargatelite.errors import CgroupFailed, StateCorrupt
+from fargatelite.rundir import EXITS_NAME, RunDirectory
 from fargatelite.runtime.record import TaskRecord
 from fargatelite.settings import Settings
+from fargatelite.shim import read_exit_records
 
 if TYPE_CHECKING:
     from fargatelite.billing.bill import Bill
     from fargatelite.meter.sampler import Sampler
 
 __all__ = [
+    "add_ended_io",
     "compute_task_bill",
     "get_sampler",
     "ledger_of",
@@ -32,6 +36,8 @@ __all__ = [
 
 ROLLED_AT_THE_END_BYTES = 8 * 2**20
 """About a second of work; a longer ledger is rolled up by `gc`."""
+
+logger = logging.getLogger(__name__)
 
 _lock = threading.Lock()
 _sampler: Sampler | None = None
@@ -98,6 +104,19 @@ def sampled_group(settings: Settings, task_id: str, group: Cgroup) -> Cgroup:
     stat = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat"
     own = os.path.ismount(settings.layers / task_id) and os.path.exists(stat)
     return msgspec.structs.replace(group, io_file=stat) if own else group
+
+
+def add_ended_io(sampler: Sampler, run: RunDirectory, name: str, number: int) -> None:
+    """Tells the meter what a container's main process had read and written when it ended; its exit
+    record is there before the exit is told."""
+    try:
+        records = read_exit_records(run.path / EXITS_NAME)
+    except StateCorrupt as error:
+        logger.error("task %s: block I/O of %s: %s", run.task_id, name, error)
+        return
+    found = next((record for record in reversed(records) if record.number == number), None)
+    if found is not None:
+        sampler.add_ended_io(run.task_id, name, found.read_bytes, found.written_bytes)
 
 
 def ledger_of(settings: Settings, task_id: str) -> Path:

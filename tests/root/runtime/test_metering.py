@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
 import fargatelite
 from fargatelite import Settings
+from fargatelite.meter.latest import read_latest
 from fargatelite.meter.ledger import SampleFlag, read_task_ledger
 from fargatelite.meter.rollup import read_task_usage, rollup_path
 from fargatelite.meter.usage import measure
 from fargatelite.runtime.metrics import expose
-from fargatelite.runtime.usage import ledger_of
+from fargatelite.runtime.usage import get_sampler, ledger_of
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
 WRITTEN_MIB = 64
@@ -88,5 +90,35 @@ def test_bytes_written_are_counted(definition: dict[str, object], settings: Sett
     container["command"] = [container["command"][0].partition(";")[0]]
     with fargatelite.run_task(definition, settings=settings) as task:
         assert task.wait(timeout=30) == 0
-    written = measure(read_task_ledger(ledger_of(settings, task.id))).traffic[None].write_bytes
-    assert written == pytest.approx(WRITTEN_MIB * 2**20, rel=0.005)
+    traffic = measure(read_task_ledger(ledger_of(settings, task.id))).traffic
+    assert traffic[None].write_bytes == pytest.approx(WRITTEN_MIB * 2**20, rel=0.005)
+    assert traffic["app"].write_bytes == pytest.approx(WRITTEN_MIB * 2**20, rel=0.005)
+
+
+def test_block_io_is_told_by_container(definition: dict[str, object], settings: Settings) -> None:
+    """Two that write at the same time, one by children that end one after the other, one that
+    lives on and is asked while it does; with cgroup v1 as with v2."""
+    first = definition["containerDefinitions"][0]  # type: ignore[index]
+    write = "dd if=/dev/zero of=/data/{} bs=1048576 count={} conv=fsync 2>/dev/null"
+    first["command"] = ["; ".join(write.format(f"a{number}", 8) for number in range(4)) + "; true"]
+    first["essential"] = False
+    second = {
+        **first, "name": "stays", "essential": True,
+        "command": [write.format("b", 24) + "; touch /data/done; while :; do sleep 0.1; done"],
+    }  # fmt: skip
+    definition["containerDefinitions"] = [first, second]
+    with fargatelite.run_task(definition, settings=settings) as task:
+        task.until("RUNNING", timeout=20)
+        deadline = time.monotonic() + 30
+        while True:
+            get_sampler(settings).sample_now(task.id)
+            slow = read_latest(ledger_of(settings, task.id)).slow
+            written = {name: item.write_bytes or 0 for name, item in slow.items()}
+            if min(written.get("app", 0) // 32, written.get("stays", 0) // 24) >= 2**20:
+                break
+            assert time.monotonic() < deadline, written
+            time.sleep(0.1)  # the pace of asking; what is waited for is the disk
+        task.stop()
+    traffic = measure(read_task_ledger(ledger_of(settings, task.id))).traffic
+    assert traffic["app"].write_bytes == pytest.approx(32 * 2**20, rel=0.01)
+    assert traffic["stays"].write_bytes == pytest.approx(24 * 2**20, rel=0.01)

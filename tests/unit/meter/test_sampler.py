@@ -46,6 +46,7 @@ class FileGroup(Struct, frozen=True, kw_only=True):
     memory_stat_file: str | None = None
     cpu_user_file: str | None = None
     io_file: str | None = None
+    processes_file: str | None = None
     pressure_files: tuple[str, str, str] | None = None
 
 
@@ -634,6 +635,7 @@ def test_no_text_makes_a_parser_read_beyond_it(text: bytes) -> None:
     network = ffi.new("struct network *")
     one, two = ffi.new("uint64_t *"), ffi.new("uint64_t *")
     for result in (
+        lib.parse_process_io(text, len(text), one, two),
         lib.parse_network(text, len(text), network),
         lib.parse_block_stat(text, len(text), one, two),
         lib.parse_io_v2(text, len(text), one, two),
