@@ -229,10 +229,17 @@ static void mark_clocks(struct meter *meter, const struct moment *due) {
     }
 }
 
-static void rotate(struct task *task, int64_t wall_ns) {
+/* A segment says which groups it is of: who takes over reads no other one. */
+static void rotate(struct meter *meter, struct task *task, const struct moment *now) {
     int old_fd;
-    if (segment_rotate(&task->segment, (uint64_t)wall_ns, &old_fd) < 0)
+    if (segment_rotate(&task->segment, (uint64_t)now->wall_ns, &old_fd) < 0)
         return; /* goes on in this one, and tries again next second */
+    for (int index = 0; index < GROUPS_PER_TASK; index++) {
+        const struct group *group = task->groups[index];
+        if (group != NULL)
+            (void)append_mark(meter, task, now, group->container, group->files.generation,
+                              LEDGER_MARK_GROUP, (int64_t)group->files.group_id);
+    }
     if (task->full_fd >= 0)
         close(task->full_fd);
     task->full_fd = old_fd;
@@ -240,12 +247,13 @@ static void rotate(struct task *task, int64_t wall_ns) {
 
 /* After the samples are in: this may allocate, once in 2,000 records. A full disk is tried again
  * next second; until then records are dropped and counted once the reserve is used up. */
-static void make_room(struct meter *meter, int64_t wall_ns) {
+static void make_room(struct meter *meter) {
     int rotations = 0;
+    struct moment now = read_clocks(meter);
     for (struct task *task = meter->tasks; task != NULL; task = task->next) {
         if (segment_bytes(&task->segment) >= meter->segment_bytes &&
             rotations++ < ROTATIONS_PER_SWEEP)
-            rotate(task, wall_ns);
+            rotate(meter, task, &now);
         (void)segment_reserve(&task->segment);
     }
 }
@@ -276,7 +284,7 @@ static void sweep(struct meter *meter, int64_t due_ns) {
         meter->counters.late_ticks++;
     if (late_us > meter->counters.worst_late_us)
         meter->counters.worst_late_us = late_us;
-    make_room(meter, due.wall_ns);
+    make_room(meter);
     pthread_mutex_unlock(&meter->mutex);
 }
 

@@ -44,6 +44,7 @@ _GAP_STAT, _GAP_USER = 16, 32
 _PIDS_UNKNOWN = 65535
 _LATE_IN_CLOCK = 4095
 _PERIOD_BITS, _LATE_SHIFT, _TIME_BITS = 10, 20, 24
+_PERIODS = (1 << 2 * _PERIOD_BITS) - 1
 _NO_FLAGS = SampleFlag(0)
 _FLAGS = tuple(SampleFlag(bits) for bits in range(256))
 _LOST = 4
@@ -61,10 +62,12 @@ class _Group:
     """The newest values of one group."""
 
     __slots__ = (
+        "counts",
         "cpu_ns",
         "generation",
         "peak_kib",
         "periods",
+        "throttled_low",
         "throttled_periods",
         "throttled_us",
     )
@@ -72,7 +75,17 @@ class _Group:
     def __init__(self, generation: int) -> None:
         self.generation = generation
         self.cpu_ns = self.throttled_us = self.periods = self.throttled_periods = 0
+        self.counts = self.throttled_low = 0
         self.peak_kib: int | None = None
+
+    def forward_throttling(self, counts: int, throttled: int) -> None:
+        """Most groups have none, so that these stay what they are."""
+        self.throttled_us = _forward(self.throttled_us, throttled, 32)
+        self.periods = _forward(self.periods, counts, _PERIOD_BITS)
+        self.throttled_periods = _forward(
+            self.throttled_periods, counts >> _PERIOD_BITS, _PERIOD_BITS
+        )
+        self.counts, self.throttled_low = counts, throttled
 
 
 class Records:
@@ -151,16 +164,14 @@ class Records:
             group.cpu_ns = cpu_high << 32 | cpu
             group.throttled_us = throttled_high << 32 | throttled
             group.periods, group.throttled_periods = periods, throttled_periods
+            group.counts, group.throttled_low = counts, throttled
             group.peak_kib = None if flags & 4 else peak_kib
         elif group is None or (group.generation ^ bits) & _GENERATION:
             return f"record {seq}: nothing before it says what its counters begin with"
         else:
             group.cpu_ns = _forward(group.cpu_ns, time_cpu >> _TIME_BITS << 32 | cpu, 40)
-            group.throttled_us = _forward(group.throttled_us, throttled, 32)
-            group.periods = _forward(group.periods, counts, _PERIOD_BITS)
-            group.throttled_periods = _forward(
-                group.throttled_periods, counts >> _PERIOD_BITS, _PERIOD_BITS
-            )
+            if (counts ^ group.counts) & _PERIODS or throttled != group.throttled_low:
+                group.forward_throttling(counts, throttled)
             if bits & _PEAK_IS_MEMORY:
                 group.peak_kib = memory_kib
             if bits & _NO_THROTTLING:

@@ -40,16 +40,18 @@ def open_segment(path: Path, header: ledger.LedgerHeader) -> OpenedSegment:
             following = _lock(ledger.segment_path(path, number))
             os.close(descriptor)
             descriptor = following
-        seen = _read_before(path, header.task_id)
-        last = _read_segment(ledger.segment_path(path, number))
-        if last is None and os.fstat(descriptor).st_size:
-            goes_on = False
-        else:
-            goes_on = last is None or (last.version, last.header.boot_id) == (
-                ledger.FORMAT_VERSION,
-                header.boot_id,
+        segments = _NewestFirst(path, number)
+        last = segments.last
+        if segments.header is not None and segments.header.task_id != header.task_id:
+            raise StateCorrupt(
+                f"ledger {path} is of task {segments.header.task_id}, not {header.task_id}",
+                path=path,
             )
-        containers = header.containers if seen is None else seen.header.containers
+        goes_on = os.fstat(descriptor).st_size == 0 or (
+            last is not None
+            and (last.version, last.header.boot_id) == (ledger.FORMAT_VERSION, header.boot_id)
+        )
+        containers = (segments.header or header).containers
         if not goes_on:
             number += 1
             following = _lock(ledger.segment_path(path, number))
@@ -63,31 +65,39 @@ def open_segment(path: Path, header: ledger.LedgerHeader) -> OpenedSegment:
             number=number,
             next_seq=0 if last is None else last.next_seq,
             containers=containers,
-            groups=_newest_groups(seen),
+            groups=segments.groups,
         )
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def _read_before(path: Path, task_id: str) -> ledger.Ledger | None:
-    """What the task's ledger says so far. Raises: StateCorrupt for another task's."""
-    if path.stat().st_size == 0 and not ledger.segment_path(path, 1).exists():
-        return None
-    seen = ledger.read_task_ledger(path)
-    if seen.header.task_id != task_id:
-        raise StateCorrupt(
-            f"ledger {path} is of task {seen.header.task_id}, not {task_id}", path=path
-        )
-    return seen
+class _NewestFirst:
+    """What the segments say that a writer must know: the last one nearly always says all."""
 
-
-def _read_segment(path: Path) -> ledger.Ledger | None:
-    """None when its header is not there or damaged."""
-    try:
-        return ledger.read_ledger(path)
-    except StateCorrupt:
-        return None
+    def __init__(self, path: Path, number: int) -> None:
+        self.last: ledger.Ledger | None = None
+        """None when its header is not there or damaged."""
+        self.header: ledger.LedgerHeader | None = None
+        """Of the newest that has one."""
+        self.groups: dict[int, tuple[int, int]] = {}
+        """Newest generation and inode of each container index."""
+        error: StateCorrupt | None = None
+        for older in range(number, -1, -1):
+            segment = ledger.segment_path(path, older)
+            try:
+                found = ledger.read_ledger(segment)
+            except StateCorrupt as reason:
+                error = reason if segment.stat().st_size else error
+                continue
+            if older == number:
+                self.last = found
+            self.header = self.header or found.header
+            self.groups = _newest_groups(found) | self.groups
+            if len(self.groups) > len(self.header.containers):  # and the task's own
+                break
+        if self.header is None and error is not None:
+            raise error
 
 
 def _lock(path: Path) -> int:
@@ -101,10 +111,8 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def _newest_groups(seen: ledger.Ledger | None) -> dict[int, tuple[int, int]]:
+def _newest_groups(seen: ledger.Ledger) -> dict[int, tuple[int, int]]:
     groups: dict[int, tuple[int, int]] = {}
-    if seen is None:
-        return groups
     for mark in seen.marks:
         if mark.kind == ledger.MarkType.GROUP:
             index = ledger.TASK_INDEX if mark.container is None else mark.container

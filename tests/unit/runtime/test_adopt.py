@@ -34,8 +34,8 @@ def state(**changes: object) -> TaskState:
 def ended(started_s: int, stopped_s: int, code: int = 3) -> ExitRecord:
     return ExitRecord(
         number=0, pid=7, exit_code=code, started_at_ns=started_s * SECOND,
-        stopped_at_ns=stopped_s * SECOND, user_us=0, system_us=0, read_bytes=0, written_bytes=0, max_rss_kib=0,
-        dropped_log_bytes=0,
+        stopped_at_ns=stopped_s * SECOND, user_us=0, system_us=0, max_rss_kib=0,
+        read_bytes=0, written_bytes=0, dropped_log_bytes=0,
     )  # fmt: skip
 
 
