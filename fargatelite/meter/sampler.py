@@ -434,6 +434,8 @@ def _open_counter(file: str) -> int:
         return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "?")
+        if error.errno == errno.EMFILE:
+            name += "; let this process open more files (ulimit -n): each group takes up to 11"
         raise CgroupFailed(f"cannot meter {file}: {name}", errno=error.errno, path=file) from error
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import botocore.session
 import pytest
-from moto.server import ThreadedMotoServer
 
 from fargatelite import Task
 from fargatelite.logdrivers.lines import LineAssembler
@@ -68,6 +67,9 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def moto() -> Iterator[str]:
     """The URL of a moto server."""
+    # Here: a guest of vagrant/ collects all of tests/root, and has no moto.
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

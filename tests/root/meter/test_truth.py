@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import secrets
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits, Driver
 from fargatelite.cgroups.detect import detect_driver
+from fargatelite.errors import CgroupFailed
 from fargatelite.meter.ledger import LedgerHeader, SampleFlag, read_ledger
 from fargatelite.meter.sampler import Sampler
 from fargatelite.meter.usage import summarise
@@ -48,8 +50,8 @@ def sampler(tmp_path: Path) -> Iterator[Sampler]:
 
 
 def run_inside(group: Cgroup, program: str) -> float:
-    """Runs a program in the group; the CPU seconds that wait4(2) tells, without those that the
-    interpreter took to start, before it joined."""
+    """Runs a program in the group; the CPU seconds that wait4(2) tells of it and its children to
+    their ends, without those that the interpreter took to start, before it joined."""
     join = "".join(f"open({file!r}, 'w').write('0')\n" for file in group.join_files)
     tell = "import time\nprint(time.process_time(), flush=True)\n"
     with subprocess.Popen(
@@ -67,22 +69,6 @@ def burn(seconds: float) -> str:
     return f"import time\nwhile time.process_time() < {seconds}: pass\n"
 
 
-def run_measured(group: Cgroup, program: str) -> float:
-    """Runs a program in the group; the CPU seconds that it and its children say they used there."""
-    join = "".join(f"open({file!r}, 'w').write('0')\n" for file in group.join_files)
-    text = (
-        "import os, resource\n"
-        "def spent():\n"
-        "    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, "
-        "resource.RUSAGE_CHILDREN)]\n"
-        "    return sum(one.ru_utime + one.ru_stime for one in both)\n"
-        f"{join}before = spent()\n{program}\nprint(spent() - before)\n"
-    )
-    done = subprocess.run([sys.executable, "-S", "-c", text], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout)
-
-
 @pytest.mark.parametrize("processes", [1, 2, 8])
 def test_cpu_seconds_are_right_to_half_a_percent(
     driver: Driver, path: str, sampler: Sampler, tmp_path: Path, processes: int
@@ -90,8 +76,9 @@ def test_cpu_seconds_are_right_to_half_a_percent(
     group = driver.create(f"{path}/burner", CgroupLimits())
     sampler.add_container(TASK, "burner", group)
     each_s = 3.0 / processes
-    spent_s = run_measured(
+    spent_s = run_inside(
         group,
+        f"import os\n"
         f"children = []\n"
         f"for _ in range({processes}):\n"
         f"    child = os.fork()\n"
@@ -146,7 +133,18 @@ def test_a_throttled_group_says_so(
     assert usage.throttled_ns > 0.1 * lived_s * 1e9
 
 
-def test_many_groups_come_and_go(driver: Driver, path: str, tmp_path: Path) -> None:
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """As many open files as the hard limit lets: a shell's 1024 are 80 groups of v2."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_many_groups_come_and_go(
+    driver: Driver, path: str, tmp_path: Path, many_files: None
+) -> None:
     """Churn: nothing is billed twice, every group has its begin and its end."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     made = 0
@@ -182,6 +180,21 @@ def test_held_memory_is_right(driver: Driver, path: str, sampler: Sampler, tmp_p
     mib_seconds = usage.memory_byte_ns / (1 << 20) / 1e9
     assert 3.0 * 128 < mib_seconds < 4.8 * 150
     assert usage.estimated_ns == 0
+
+
+def test_too_many_open_files_are_explained(
+    driver: Driver, path: str, sampler: Sampler, many_files: None
+) -> None:
+    group = driver.create(f"{path}/one", CgroupLimits())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 1, hard))
+    try:
+        with pytest.raises(CgroupFailed, match=r"EMFILE.*ulimit -n"):
+            sampler.add_container(TASK, "one", group)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    sampler.add_container(TASK, "one", group)
 
 
 def test_short_life_is_counted(driver: Driver, path: str, sampler: Sampler, tmp_path: Path) -> None:
