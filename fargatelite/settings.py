@@ -15,7 +15,7 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     log_drivers = "ship"                 # or local: logs are sent nowhere
     log_max_bytes = 10485760             # of one file of a container's log, at least 131072
     log_max_files = 3                    # kept of each container's log, at least 2
-    storage_backend = "auto"             # or loop; unlimited: ephemeralStorage is no limit
+    storage_backend = "auto"             # or quota, loop; unlimited: ephemeralStorage is no limit
     prepared_sandboxes = 0               # sandboxes that a process keeps ready for its next tasks
     meter_slow_every_s = 20              # pace of memory.stat, block I/O, network; 0: never
     meter_sync_every_s = 30              # what of a ledger a power cut may take; 0: the kernel's
@@ -141,7 +141,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """At least what the shim reads at once, and two files: so the bound holds exactly, and a reader
     that keeps up finds the rest of the file that it was reading."""
     log_max_files: Annotated[int, msgspec.Meta(ge=2, le=1000)] = 3
-    storage_backend: Literal["auto", "loop", "unlimited"] = "auto"
+    storage_backend: Literal["auto", "quota", "loop", "unlimited"] = "auto"
     prepared_sandboxes: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
     """How many sandboxes a process that runs tasks keeps ready for the next ones."""
     meter_slow_every_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 20

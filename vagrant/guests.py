@@ -11,7 +11,7 @@ PACKAGES = (
     "python3 ca-certificates e2fsprogs libcap2 libnftables1 libseccomp2 "
     # what the tests use beside it
     "attr busybox-static docker-registry erofs-utils iproute2 kmod libcap2-bin nftables "
-    "procps skopeo umoci zstd nfs-kernel-server nfs-common "
+    "procps skopeo umoci xfsprogs zstd nfs-kernel-server nfs-common "
     # PID 1 of some guests, and what Vagrant expects in a box
     "dbus openssh-server rsync sudo systemd systemd-sysv udev"
 ).split()

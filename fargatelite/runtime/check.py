@@ -269,6 +269,23 @@ def _try_idmap(scratch: Path) -> str:
     return f"{kind} mounts can be id-mapped"
 
 
+def _try_storage(scratch: Path) -> str:
+    from fargatelite.names import new_task_id
+    from fargatelite.storage.ephemeral import create_storage, read_use, remove_storage
+
+    _private_mounts()
+    task_id, target = new_task_id(), scratch / "task"
+    try:
+        create_storage(scratch / "storage", scratch / "cache", target, task_id, 1)
+        held = read_use(target).size_bytes
+        if not 2**30 <= held < 2 * 2**30:
+            raise OSError(f"storage of 1 GiB says that it has {held} bytes")
+        quota = not os.path.ismount(target)
+    finally:
+        remove_storage(scratch / "storage", target, task_id)
+    return "project quota" if quota else "a file system for each task, through loop devices"
+
+
 def _try_nftables(scratch: Path) -> str:
     # In a process of its own: libnftables writes to stderr when it is refused.
     import nftables
@@ -296,6 +313,11 @@ _TRIES: dict[str, tuple[Callable[[Path], str], str]] = {
     "image mounts": (
         _try_images,
         "use a kernel with EROFS (modprobe erofs), best Linux 6.12, which mounts it from files",
+    ),
+    "ephemeral storage": (
+        _try_storage,
+        "apt-get install e2fsprogs, and use a kernel with ext4 and loop devices, or a data root on"
+        ' a file system with project quota; or set storage_backend = "unlimited"',
     ),
     "id-mapped mounts": (_try_idmap, "use Linux 5.19 or newer, where EROFS can be id-mapped"),
 }

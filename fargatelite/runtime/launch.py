@@ -232,6 +232,7 @@ def make_sandbox(
                     settings.layers / run.task_id,
                     run.task_id,
                     storage_gib,
+                    settings.storage_backend,
                 )
 
     try:

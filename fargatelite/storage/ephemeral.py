@@ -3,7 +3,9 @@
 Fargate promises `ephemeralStorage` GiB (20 by default) to a task: more gives the writer ENOSPC, and
 nobody else notices (contract 4.3). Few hosts have project quotas on, so each task gets an ext4 of
 its own in a sparse file: it takes what the task wrote, holds bytes and inodes to the limit, tells
-its use by one statfs(2), and goes by an unmount and an unlink, however many files there are.
+its use by one statfs(2), and goes by an unmount and an unlink, however many files there are. Where
+the data root's file system has project quota on, that does the same without a device between
+(storage/quota.py).
 
 Measured (Linux 6.18): mkfs 7 ms once per size, then per task a sparse copy 0.4 ms, loop device
 0.6 ms, mount 0.8 ms, removal 1 ms. It has no journal: it does not outlive its task, nor a crash.
@@ -20,6 +22,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -33,8 +36,18 @@ from fargatelite.mounts import (
 )
 from fargatelite.names import TaskId
 from fargatelite.sparse import copy_data
+from fargatelite.storage.quota import enforces_quota, lift_limit, limit_directory
 
-__all__ = ["RESERVED_MIB", "StorageUse", "create_storage", "read_use", "remove_storage"]
+__all__ = [
+    "RESERVED_MIB",
+    "Backend",
+    "StorageUse",
+    "create_storage",
+    "read_use",
+    "remove_storage",
+]
+
+Backend = Literal["auto", "quota", "loop"]
 
 TEMPLATE_VERSION = 1
 RESERVED_MIB = 16
@@ -110,14 +123,28 @@ def _copy_sparse(source: Path, target: Path) -> None:
 
 
 def create_storage(
-    root: Path, cache: Path, mount_point: Path, task_id: TaskId, size_gib: int
+    root: Path,
+    cache: Path,
+    mount_point: Path,
+    task_id: TaskId,
+    size_gib: int,
+    backend: Backend = "auto",
 ) -> None:
-    """Makes and mounts the task's file system of `size_gib` GiB at `mount_point`.
+    """Makes the task's storage of `size_gib` GiB at `mount_point`; `auto` is a quota where the file
+    system there enforces it, else a file system of its own.
 
     `root` is where the backing files lie (0700), `cache` where templates do. What was made is found
     again by `remove_storage`, whatever failed.
-    Raises: HostUnsupported where the host has no ext4, loop devices or mkfs; StorageFailed.
+    Raises: HostUnsupported where the host has not what the backend needs; StorageFailed.
     """
+    if backend != "loop" and _create_limited(mount_point, size_gib):
+        return
+    if backend == "quota":
+        raise HostUnsupported(
+            f"the file system of {mount_point.parent} has no project quota: mount it with the "
+            "option prjquota (ext4 needs tune2fs -O project,quota before), or set "
+            'storage_backend = "loop"'
+        )
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     template = _ensure_template(cache, size_gib)
     backing = _backing(root, task_id)
@@ -152,10 +179,28 @@ def create_storage(
         ) from error
 
 
+def _create_limited(mount_point: Path, size_gib: int) -> bool:
+    """Makes the directory under a quota; False, and nothing is made, where there is none."""
+    try:
+        mount_point.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not enforces_quota(mount_point.parent):
+            return False
+        mount_point.mkdir(mode=0o700)
+        limit_directory(mount_point, size_gib * _GIB, size_gib * _GIB // _BYTES_PER_INODE)
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot hold {mount_point} to {size_gib} GiB by project quota: {error.strerror}",
+            errno=error.errno,
+            path=mount_point,
+        ) from error
+    return True
+
+
 def remove_storage(root: Path, mount_point: Path, task_id: TaskId) -> None:
     """Unmounts and deletes the task's file system; what is not there is no error.
 
-    A directory that was never a mount (`storage_backend = "unlimited"`) is deleted file by file.
+    A directory that was never a mount (a quota, or `storage_backend = "unlimited"`) is deleted file
+    by file, its limit first: no writer is left, and a crash meanwhile leaves no number taken.
     Raises: StorageFailed.
     """
     try:
@@ -163,6 +208,7 @@ def remove_storage(root: Path, mount_point: Path, task_id: TaskId) -> None:
         unmount_detached(mount_point)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_backing(root, task_id))
+        lift_limit(mount_point)
         shutil.rmtree(mount_point, onerror=_ignore_missing)
     except OSError as error:
         raise StorageFailed(

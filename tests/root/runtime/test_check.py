@@ -33,7 +33,8 @@ def test_this_host_has_everything(settings: Settings) -> None:
     rows = _rows(text)
     assert code == 0, text
     assert {row["state"] for row in rows.values()} <= {"ok", "degraded"}
-    assert {"cgroups", "user namespaces", "image mounts", "nftables", "meter"} <= set(rows)
+    named = {"cgroups", "user namespaces", "image mounts", "nftables", "meter", "ephemeral storage"}
+    assert named <= set(rows)
     assert all(bool(row["remedy"]) == (row["state"] != "ok") for row in rows.values())
 
 

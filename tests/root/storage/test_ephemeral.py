@@ -33,7 +33,7 @@ GIB = 2**30
 def test_all_of_the_size_is_the_tasks(tmp_path: Path, clean_host: None, size_gib: int) -> None:
     task_id = new_task_id()
     mount_point = tmp_path / "task"
-    create_storage(tmp_path / "storage", tmp_path / "cache", mount_point, task_id, size_gib)
+    create_storage(tmp_path / "storage", tmp_path / "cache", mount_point, task_id, size_gib, "loop")
     try:
         found = os.statvfs(mount_point)
         available = found.f_bavail * found.f_frsize
@@ -52,7 +52,7 @@ def test_all_of_the_size_is_the_tasks(tmp_path: Path, clean_host: None, size_gib
 def test_what_is_made_is_a_sound_file_system(tmp_path: Path, clean_host: None) -> None:
     task_id = new_task_id()
     mount_point = tmp_path / "task"
-    create_storage(tmp_path / "storage", tmp_path / "cache", mount_point, task_id, 21)
+    create_storage(tmp_path / "storage", tmp_path / "cache", mount_point, task_id, 21, "loop")
     try:
         for number in range(200):
             (mount_point / f"file-{number}").write_bytes(os.urandom(10_000))
@@ -71,7 +71,7 @@ def test_what_was_not_written_is_forgotten(tmp_path: Path, clean_host: None) -> 
     """A task's end is no reason to write what is deleted with it."""
     task_id = new_task_id()
     mount_point, backing = tmp_path / "task", tmp_path / "storage" / f"{task_id}.ext4"
-    create_storage(tmp_path / "storage", tmp_path / "cache", mount_point, task_id, 21)
+    create_storage(tmp_path / "storage", tmp_path / "cache", mount_point, task_id, 21, "loop")
     held = os.open(backing, os.O_RDONLY)
     try:
         (mount_point / "file").write_bytes(os.urandom(64 << 20))
@@ -85,7 +85,7 @@ def test_what_was_not_written_is_forgotten(tmp_path: Path, clean_host: None) -> 
 def test_a_file_system_that_is_not_the_tasks_is_left_alone(tmp_path: Path) -> None:
     """A directory of the host, and another task's mount, in the mount point's place."""
     root, task_id, other = tmp_path / "storage", new_task_id(), new_task_id()
-    create_storage(root, tmp_path / "cache", tmp_path / "other", other, 21)
+    create_storage(root, tmp_path / "cache", tmp_path / "other", other, 21, "loop")
     try:
         ephemeral._forget_unwritten(root / f"{task_id}.ext4", tmp_path / "other")
         ephemeral._forget_unwritten(root / f"{task_id}.ext4", tmp_path)
@@ -170,5 +170,5 @@ def test_a_host_without_mkfs_is_told_what_to_do(
 def test_the_error_is_a_lack_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ephemeral, "_MKFS", "mkfs.nothing")
     with pytest.raises(HostUnsupported, match="install e2fsprogs"):
-        create_storage(tmp_path / "s", tmp_path / "c", tmp_path / "m", new_task_id(), 21)
+        create_storage(tmp_path / "s", tmp_path / "c", tmp_path / "m", new_task_id(), 21, "loop")
     remove_storage(tmp_path / "s", tmp_path / "m", new_task_id())
