@@ -133,6 +133,31 @@ def test_a_throttled_group_says_so(
     assert usage.throttled_ns > 0.1 * lived_s * 1e9
 
 
+def test_stalls_are_those_that_the_kernel_tells(driver: Driver, path: str, tmp_path: Path) -> None:
+    """PSI of v2: a group that is throttled waits for CPU most of its life."""
+    group = driver.create(f"{path}/held", CgroupLimits(cpu_quota_us=20_000))
+    if group.pressure_files is None:
+        pytest.skip("no PSI: cgroup v1, or a kernel without it (psi=0)")
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    header = LedgerHeader(
+        task_id=TASK, boot_id=boot_id, created_at_ns=time.time_ns(), cpu_units=0, memory_mib=0
+    )
+    with Sampler(slow_every_s=1) as sampler:
+        sampler.add(TASK, tmp_path / "stalls.ledger", header, None)
+        sampler.add_container(TASK, "held", group)
+        started = time.monotonic()
+        spent_s = run_inside(group, burn(0.4))
+        lived_s = time.monotonic() - started
+        sampler.remove(TASK)
+    told = [item.cpu_us for item in read_ledger(tmp_path / "stalls.ledger").pressure]
+    some = Path(group.pressure_files[0]).read_text().splitlines()[0]
+    assert told == sorted(told)
+    assert len(told) >= 2
+    assert told[-1] == pytest.approx(int(some.rpartition("total=")[2]), rel=0.01, abs=1000)
+    # PSI counts from when it joined; the interpreter ran a while before that.
+    assert told[-1] / 1e6 > 0.5 * (lived_s - spent_s)
+
+
 @pytest.fixture
 def many_files() -> Iterator[None]:
     """As many open files as the hard limit lets: a shell's 1024 are 80 groups of v2."""
