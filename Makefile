@@ -43,6 +43,14 @@ root: build ## Tests that need root and this kernel.
 	@examples/images/build.sh
 	$(PY) -m pytest tests/root tests/definitions tests/attacks
 
+.PHONY: ci
+ci: ## What CI runs: every test on this host, then those marked vm in the default guest.
+	@code=0; host=passed; guest=passed; \
+	$(MAKE) test || { code=1; host=FAILED; }; between=$$SECONDS; \
+	$(MAKE) test-vm || { code=1; guest=FAILED; }; \
+	echo "ci: this host: $$host in $$between s"; \
+	echo "ci: default guest: $$guest in $$((SECONDS - between)) s, its image included"; exit $$code
+
 GUEST ?= default
 .PHONY: test-vm
 test-vm: build ## Run the tests marked vm in a throw-away guest: GUEST=default, debian12, debian13, nofeatures or newest.
