@@ -53,7 +53,7 @@ ci: ## What CI runs: every test on this host, then those marked vm in the defaul
 
 GUEST ?= default
 .PHONY: test-vm
-test-vm: build ## Run the tests marked vm in a throw-away guest: GUEST=default, debian12, debian13, nofeatures or newest.
+test-vm: build ## Run the tests marked vm in a throw-away guest: GUEST=default, debian12, debian13, nofeatures, reboot or newest.
 	@$(call apt,$(APT_VM))
 	$(PY) -m vagrant test $(GUEST)
 

@@ -77,17 +77,28 @@ def _test(name: str, marker: str, arguments: list[str]) -> int:
 def _test_command(guest: str, marker: str, arguments: list[str]) -> str:
     """The shell command that runs the marked tests inside; with `arguments` those instead."""
     factor = os.environ.get("FARGATELITE_TEST_TIMEOUT_FACTOR", str(FACTOR))
-    chosen = arguments or [GUESTS[guest].tests]
-    pytest = [
-        "python3", "-m", "pytest", "-p", "no:cacheprovider", "-m", marker, "--timeout=600",
-        "--color=yes", "-v", "--junitxml=/results/junit.xml", *chosen,
-    ]  # fmt: skip
+
+    def pytest(report: str, *chosen: str) -> str:
+        return shlex.join((
+            "python3", "-m", "pytest", "-p", "no:cacheprovider", "-m", marker, "--timeout=600",
+            "--color=yes", "-v", f"--junitxml=/results/{report}.xml", *chosen,
+        ))  # fmt: skip
+
+    before = GUESTS[guest].before
+    first = (
+        # /reboot is guest-run's to see; its mark outlives the restart, on the disk.
+        f"if [ ! -e /restarted ]; then\n{pytest('before', before)} || exit\n"
+        "touch /restarted /reboot; exit\nfi\n"
+        if before is not None
+        else ""
+    )
     return (
         f"export FARGATELITE_TEST_TIMEOUT_FACTOR={shlex.quote(factor)}\n"
         f"export FARGATELITE_TEST_GUEST={shlex.quote(guest)}\n"
         # /tmp may be a tmpfs (systemd of Debian 13), from which no EROFS can be mounted.
         "export TMPDIR=/var/tmp\n"
-        f"uname -rv\nexec {shlex.join(pytest)}\n"
+        f"uname -rv\n{first}"
+        f"exec {pytest('junit', *(arguments or [GUESTS[guest].tests]))}\n"
     )
 
 

@@ -38,6 +38,8 @@ class Guest:
     systemd: bool = False
     """Whether systemd is PID 1, and tests run as one of its services with delegation."""
     tests: str = "tests/root"
+    before: str | None = None
+    """Tests that run first; then the machine is restarted as it is, and `tests` run on its disk."""
     take_away: tuple[str, ...] = ()
     """Features that guest-run removes before the tests: its words for `take_away=`."""
 
@@ -78,6 +80,13 @@ GUESTS = {
         tests="tests/root/host",
         take_away=("erofs", "nftables"),
         why="no EROFS, no nftables, no user namespaces: fallbacks and messages",
+    ),
+    "reboot": Guest(
+        user_space="bookworm",
+        kernel="linux-image-6.12-cloud-amd64",
+        before="tests/reboot/test_before.py",
+        tests="tests/reboot/test_after.py",
+        why="restarted without warning while tasks run",
     ),
     "newest": Guest(
         user_space="trixie",

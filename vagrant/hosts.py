@@ -30,6 +30,8 @@ def write_hosts() -> Path:
     """
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
     for name, guest in GUESTS.items():
+        if guest.before is not None:
+            continue  # the default guest over again
         results = BUILD / "results" / f"{name}-check"
         run(guest, build(guest.user_space), COMMAND, results, TIMEOUT_S)
         answer = results / "check.json"

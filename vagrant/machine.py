@@ -51,6 +51,7 @@ def run(guest: Guest, built: Built, command: str, results: Path, timeout_s: floa
             file.truncate(RESULT_BYTES)
         arguments = [
             *_machine(_accelerator(vmlinux, initrd)),
+            *(["-no-reboot"] if guest.before is None else []),
             "-kernel", str(vmlinux), "-initrd", str(initrd), "-append", " ".join(words),
             *_drive("d0", built.disk, "snapshot=on,cache=unsafe"),
             *_drive("d1", source, "readonly=on"),
@@ -75,7 +76,7 @@ def _accelerator(vmlinux: Path, initrd: Path) -> str:
         found = "tcg"
         if os.access("/dev/kvm", os.R_OK | os.W_OK):
             arguments = [
-                *_machine("kvm"), "-kernel", str(vmlinux), "-initrd", str(initrd),
+                *_machine("kvm"), "-no-reboot", "-kernel", str(vmlinux), "-initrd", str(initrd),
                 "-append", "console=ttyS0 quiet panic=-1 probe",
             ]  # fmt: skip
             try:
@@ -95,8 +96,7 @@ def _machine(accelerator: str) -> list[str]:
     accel, cpu = ("kvm", "host") if accelerator == "kvm" else ("tcg,thread=multi", "max")
     return [
         "qemu-system-x86_64", "-M", "q35", "-accel", accel, "-cpu", cpu, "-smp", "2",
-        "-m", str(MEMORY_MIB), "-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
-        "-serial", "stdio",
+        "-m", str(MEMORY_MIB), "-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio",
     ]  # fmt: skip
 
 
