@@ -3,7 +3,8 @@
 The endpoint's address is in the task's namespace, and so would be its port 80: a listener there
 would refuse every web server that binds 0.0.0.0:80 (EADDRINUSE, also with SO_REUSEADDR). It listens
 on `METADATA_LISTEN_PORT`, and ports are rewritten both ways on loopback. Rewritten, not NATed: a
-nat hook would turn connection tracking on for all of the task's packets.
+nat hook would turn connection tracking on for all of the task's packets. Where the kernel lets only
+the host's user namespace rewrite (seen with Linux 7.3), it is NAT, and all else stays untracked.
 
 Every fault is a base chain of its own, so the kernel alone knows which faults are on: nothing is
 lost when another process adopts the task. All of it ends with the namespace.
@@ -11,6 +12,7 @@ lost when another process adopts the task. All of it ends with the namespace.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -38,6 +40,25 @@ tcp dport set {METADATA_LISTEN_PORT}
 add rule {_TABLE} metadata ip saddr {METADATA_ADDRESS} tcp sport {METADATA_LISTEN_PORT} \
 tcp sport set {METADATA_PORT}
 """
+_IS_OTHER = f"ip saddr != {METADATA_ADDRESS} ip daddr != {METADATA_ADDRESS} notrack"
+_REDIRECT_BY_NAT = (
+    "".join(
+        f"""
+add table {_TABLE}
+add chain {_TABLE} untracked_{hook} {{ type filter hook {hook} priority raw; policy accept; }}
+flush chain {_TABLE} untracked_{hook}
+add rule {_TABLE} untracked_{hook} {_IS_OTHER}
+add rule {_TABLE} untracked_{hook} meta nfproto ipv6 notrack
+"""
+        for hook in ("output", "prerouting")
+    )
+    + f"""
+add chain {_TABLE} metadata_nat {{ type nat hook output priority -100; policy accept; }}
+flush chain {_TABLE} metadata_nat
+add rule {_TABLE} metadata_nat ip daddr {METADATA_ADDRESS} tcp dport {METADATA_PORT} \
+dnat ip to {METADATA_ADDRESS}:{METADATA_LISTEN_PORT}
+"""
+)
 
 
 class TaskRules:
@@ -53,7 +74,16 @@ class TaskRules:
 
     def redirect_metadata(self) -> None:
         """Makes `METADATA_PORT` reach the listener; may be repeated. Raises: NetworkFailed."""
-        self._run(_REDIRECT)
+        code, _, error = self._context.cmd(_REDIRECT)
+        if code == 0:
+            return
+        if os.strerror(errno.EPERM) not in error:
+            raise _refused(error)
+        self.redirect_metadata_by_nat()
+
+    def redirect_metadata_by_nat(self) -> None:
+        """The same with connection tracking, of those connections only. Raises: NetworkFailed."""
+        self._run(_REDIRECT_BY_NAT)
 
     def drop(self, chain: str, hook: str, match: str, spared: Sequence[str]) -> None:
         """Drops what `match` matches at `hook`, except what matches a `spared` expression.
@@ -95,10 +125,14 @@ class TaskRules:
     def _run(self, commands: str) -> str:
         code, output, error = self._context.cmd(commands)
         if code != 0:
-            raise NetworkFailed(
-                f"nftables refused a rule in the task's namespace: {error.strip()}", path=_TABLE
-            )
+            raise _refused(error)
         return str(output)
+
+
+def _refused(error: str) -> NetworkFailed:
+    return NetworkFailed(
+        f"nftables refused a rule in the task's namespace: {error.strip()}", path=_TABLE
+    )
 
 
 def _open_context() -> Any:

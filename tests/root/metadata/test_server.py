@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +67,31 @@ def test_tasks_cannot_read_each_others(new_task: NewTask) -> None:
     # The same requests are good ones where they belong.
     assert second.ask("GET", f"/v4/{other.runtime_id}")[0] == 200
     assert second.ask("GET", f"/v2/credentials/{other.credentials_id}")[0] == 200
+
+
+def test_where_ports_cannot_be_rewritten_they_are_translated(new_task: NewTask) -> None:
+    """As Linux 7.3 wants it in a namespace that a user namespace owns."""
+    task = new_task()
+    rules = task.handle._rules
+    rules._run("delete table inet fargatelite_task")
+    with pytest.raises(ConnectionRefusedError):
+        task.connect()
+    for _ in range(2):
+        rules.redirect_metadata_by_nat()
+    assert task.ask("GET", f"/v4/{task.source.runtime_id}")[0] == 200
+
+    def tracked() -> int:
+        return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
+
+    def connect_elsewhere() -> None:
+        with socket.create_server(("0.0.0.0", 80)) as server:
+            port = server.getsockname()[1]
+            socket.create_connection(("127.0.0.1", port), timeout=patient(5)).close()
+
+    before = run_in_namespace(task.netns_fd, tracked)
+    assert before >= 1
+    run_in_namespace(task.netns_fd, connect_elsewhere)
+    assert run_in_namespace(task.netns_fd, tracked) <= before
 
 
 def test_a_web_server_of_the_task_has_port_80(new_task: NewTask) -> None:
