@@ -313,12 +313,12 @@ def test_devices_of_the_host(settings: Settings, busybox: str) -> None:
     info = os.stat("/dev/fuse")
     devices = [
         {"hostPath": "/dev/fuse", "containerPath": "/dev/deep/er", "permissions": ["read"]},
-        {"hostPath": "/dev/hwrng"},
+        {"hostPath": "/dev/kmsg"},
     ]
     script = (
         "stat -c '%F %t:%T %a' /dev/deep/er; head -c 0 /dev/deep/er && echo read;"
         " (: > /dev/deep/er) 2>&1 | grep -o 'Operation not permitted';"
-        " stat -c %F /dev/hwrng; ls /dev/fuse 2>&1; true"
+        " stat -c %F /dev/kmsg; ls /dev/fuse 2>&1; true"
     )
     lines = look(settings, busybox, script, linuxParameters={"devices": devices})
     number = f"{os.major(info.st_rdev):x}:{os.minor(info.st_rdev):x}"

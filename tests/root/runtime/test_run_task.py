@@ -280,12 +280,21 @@ def test_limits_are_in_the_groups(settings: Settings, busybox: str) -> None:
 
 @pytest.mark.field("cpu")
 def test_cpu_is_capped_and_metered(settings: Settings, busybox: str) -> None:
-    """Half a vCPU for two seconds of wall time is one CPU second, however many processes ask."""
-    script = "i=0; (while :; do :; done) & (while :; do :; done) & sleep 2; kill $!; exit 0"
+    """Half a vCPU: a CPU second takes two of wall time, however many processes ask for it."""
+    half = "while read -r a b c d e f g h i j k l m user system n < /proc/$$/stat"
+    half += " && [ $((user + system)) -lt 50 ]; do :; done"  # of 100 ticks a second
+    script = (
+        f"read began n < /proc/uptime; sh -c '{half}' & sh -c '{half}' & wait;"
+        " read ended n < /proc/uptime; echo $began $ended"
+    )
     task = run(settings, busybox, shell("app", script))
+    (line,) = task.logs("app")
+    began_s, ended_s = map(float, line.text.split())
+    assert ended_s - began_s > 1.8
     bill = task.bill()
     assert bill.cpu_seconds is not None
-    assert 0.8 < float(bill.cpu_seconds) < 1.3
+    # On top of it what the shells took to start; on a busy machine all of it takes longer.
+    assert 1.0 <= float(bill.cpu_seconds) < 0.5 * (ended_s - began_s) + 0.3
     assert abs(sum(c.cost for c in bill.containers) - bill.cost) == 0
     assert bill.billed_seconds == 60
 
