@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,8 @@ def test_what_this_host_cannot_do(settings: Settings, more: dict[str, Any], mess
 )
 def test_devices_of_the_host(settings: Settings, busybox: str) -> None:
     """fuse: every process may open it that can see it, so that the rules alone decide."""
+    if not os.path.exists("/dev/fuse"):
+        subprocess.run(["modprobe", "fuse"], check=True, timeout=patient(20))
     info = os.stat("/dev/fuse")
     devices = [
         {"hostPath": "/dev/fuse", "containerPath": "/dev/deep/er", "permissions": ["read"]},
