@@ -10,6 +10,7 @@
     ├── HostUnsupported         this host lacks a kernel feature, a tool or a privilege
     ├── ConfigurationInvalid    a root, address range or other setting of the host is unusable
     ├── CapacityExceeded        the host's tasks may not be that large together
+    ├── SecurityGroupNotFound   a task names a security group that is not defined
     ├── ImageError              ecs_name CannotPullContainerError
     │   ├── InvalidReference        the image name itself is malformed
     │   ├── ImageNotFound           the registry has no such repository, tag or platform
@@ -59,6 +60,7 @@ __all__ = [
     "RegistryLoginFailed",
     "RegistryUnavailable",
     "SandboxFailed",
+    "SecurityGroupNotFound",
     "StateCorrupt",
     "StorageFailed",
     "TaskAmbiguous",
@@ -137,6 +139,12 @@ class HostUnsupported(FargateliteError):
 
 class ConfigurationInvalid(FargateliteError):
     """A setting of the host (root directory, address range, registry option) is unusable."""
+
+
+class SecurityGroupNotFound(FargateliteError):
+    """A task names a security group that the configuration does not define."""
+
+    ecs_name = "InvalidParameterException"
 
 
 class ImageError(FargateliteError):

@@ -21,6 +21,8 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     meter_sync_every_s = 30              # what of a ledger a power cut may take; 0: the kernel's
     meter_raw_days = 7                   # samples are kept, then their sums by minute and hour
     allow_privileged = false             # whether EC2's `privileged` containers may run
+    strict_isolation = false             # true: run no task where a defence is weaker
+    accepted_weaknesses = []             # ... but for these, as `check --security` names them
     assume_roles = false                 # true: secrets, files and logins with executionRoleArn
 
     [secrets]                            # either one: the host has the secrets, AWS is not asked
@@ -34,6 +36,12 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     [capacity]                           # of all tasks together; no bound by default
     cpu_units = 8192
     memory_mib = 16384
+
+    [[security_groups.web.ingress]]      # as EC2's; tasks name the group
+    IpProtocol = "tcp"
+    FromPort = 80
+    ToPort = 80
+    IpRanges = [{ CidrIp = "0.0.0.0/0" }]
 
     [beyond_fargate]                     # what Fargate has not; each off by default
     cpu_burst = true
@@ -52,6 +60,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from fargatelite.errors import ConfigurationInvalid
+from fargatelite.security_groups import GroupDefinition, define_groups
 
 __all__ = [
     "DEFAULT_CONFIG",
@@ -65,6 +74,18 @@ __all__ = [
 ]
 
 DEFAULT_CONFIG = Path("/etc/fargatelite/config.toml")
+
+
+Weakness = Literal[
+    "storage limit",
+    "swap limit",
+    "kernel memory",
+    "cpu cap",
+    "privileged containers",
+    "core dumps",
+    "state directories",
+    "cpu side channels",
+]
 
 
 class BeyondFargate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -156,6 +177,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     assume_roles: bool = False
     secrets: SecretSettings = SecretSettings()
     credentials: CredentialSettings = CredentialSettings()
+    security_groups: tuple[GroupDefinition, ...] = ()
+    """Tables by name in the file."""
+    strict_isolation: bool = False
+    """Whether tasks run only where every defence is in force."""
+    accepted_weaknesses: tuple[Weakness, ...] = ()
+    """Defences that may be weaker all the same: names of `check --security`."""
 
     @property
     def images(self) -> Path:
@@ -253,6 +280,20 @@ def _read_file(environment: Mapping[str, str]) -> dict[str, Any]:
         ) from error
 
 
+def _name_groups(tables: Any) -> Any:
+    """The file's tables as a list, which msgspec checks."""
+    if not isinstance(tables, dict) or not all(isinstance(item, dict) for item in tables.values()):
+        raise ConfigurationInvalid(
+            "configuration: security_groups: expected tables [security_groups.NAME]"
+        )
+    for name, item in tables.items():
+        if "name" in item:
+            raise ConfigurationInvalid(
+                f"configuration: security_groups.{name}: name: the table's name is the group's"
+            )
+    return [item | {"name": name} for name, item in tables.items()]
+
+
 def _check_local(settings: Settings) -> None:
     secrets, credentials = settings.secrets, settings.credentials
     prefix = secrets.local_environment_prefix
@@ -288,6 +329,8 @@ def load_settings(
     """
     environment = os.environ if environment is None else environment
     values = _read_file(environment)
+    if "security_groups" in values:
+        values["security_groups"] = _name_groups(values["security_groups"])
     for name, variable in _VARIABLES.items():
         if environment.get(variable):
             values[name] = environment[variable]
@@ -299,6 +342,7 @@ def load_settings(
     except msgspec.ValidationError as error:
         raise ConfigurationInvalid(f"configuration: {error}") from error
     _check_local(settings)
+    define_groups(settings.security_groups)
     for name, form in _FORMS.items():
         if not form.fullmatch(getattr(settings, name)):
             raise ConfigurationInvalid(

@@ -89,6 +89,12 @@ def _parse_overrides(text: str | None) -> dict[str, Any] | None:
     return value
 
 
+def _network_configuration(security_groups: tuple[str, ...]) -> dict[str, Any] | None:
+    if not security_groups:
+        return None
+    return {"awsvpcConfiguration": {"securityGroups": list(security_groups)}}
+
+
 class _Interrupts:
     """Ctrl-C, SIGTERM and SIGHUP stop the task; a second one does nothing more: the task has its
     `stopTimeout`, after which it is killed."""
@@ -170,6 +176,14 @@ def _leave(task: RecordedTask, wait_for: str, output: str) -> int:
 @click.option("--group", metavar="NAME", help="Task group; family:<family> by default.")
 @launch_options
 @click.option("--address", metavar="IPV4", help="The task's own address, if the host grants it.")
+@click.option(
+    "--security-group",
+    "security_groups",
+    multiple=True,
+    metavar="NAME",
+    help="Security group of the task, by name or id.",
+)
+@click.option("--strict-isolation", is_flag=True, help="Refuse where a defence is weaker.")
 @click.option("-d", "--detach", is_flag=True, help="Print the id and leave; the task lives on.")
 @click.option(
     "--wait-for",
@@ -195,6 +209,8 @@ def command(
     launch_type: LaunchType,
     allow_privileged: bool,
     address: str | None,
+    security_groups: tuple[str, ...],
+    strict_isolation: bool,
     detach: bool,
     wait_for: str,
     trace: bool,
@@ -227,6 +243,8 @@ def command(
                 started_by=started_by, group=group, enable_execute_command=enable_execute_command,
                 pull=pull, publish=publish, launch_type=launch_type,
                 allow_privileged=allow_privileged, address=address, trace=trace,
+                network_configuration=_network_configuration(security_groups),
+                strict_isolation=strict_isolation,
             )  # fmt: skip
 
     if detach:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fargatelite.network.slot import PortPublication, Slot
+from fargatelite.security_groups import SecurityGroup
 
 __all__ = [
     "connect",
@@ -23,7 +24,13 @@ __all__ = [
 ]
 
 
-def connect(slot: Slot, netns_fd: int, *, publish: Sequence[PortPublication] = ()) -> None:
+def connect(
+    slot: Slot,
+    netns_fd: int,
+    *,
+    publish: Sequence[PortPublication] = (),
+    groups: Sequence[SecurityGroup] = (),
+) -> None:
     """Gives the namespace behind `netns_fd` the slot's interface, routes and firewall entries.
 
     The firewall comes first: from the moment that an interface exists, it is guarded. After an
@@ -33,7 +40,7 @@ def connect(slot: Slot, netns_fd: int, *, publish: Sequence[PortPublication] = (
 
     routes = rtnetlink.read_host_routes()
     try:
-        readmit(slot, publish, routes.interfaces)
+        readmit(slot, publish, groups, routes.interfaces)
         rtnetlink.connect_link(slot, netns_fd, routes.mtu_bytes)
     except BaseException as error:
         try:
@@ -44,7 +51,10 @@ def connect(slot: Slot, netns_fd: int, *, publish: Sequence[PortPublication] = (
 
 
 def readmit(
-    slot: Slot, publish: Sequence[PortPublication] = (), interfaces: Sequence[str] | None = None
+    slot: Slot,
+    publish: Sequence[PortPublication] = (),
+    groups: Sequence[SecurityGroup] = (),
+    interfaces: Sequence[str] | None = None,
 ) -> None:
     """Puts the task into the firewall and keeps it there as long as this process has it; also a
     task whose former supervisor did. Raises: NetworkFailed; HostUnsupported."""
@@ -52,8 +62,9 @@ def readmit(
 
     if interfaces is None:
         interfaces = rtnetlink.read_host_routes().interfaces
-    firewall.admit(slot, interfaces, publish)
-    guard.guard(slot, publish)
+    opened = firewall.admit(slot, interfaces, publish, groups)
+    task = firewall.Admission(slot=slot, publish=tuple(publish), groups=tuple(groups))
+    guard.guard(task, opened)
 
 
 def connect_loopback(netns_fd: int) -> None:

@@ -1,15 +1,15 @@
-"""What tasks may reach: one nftables table for all tasks, one set element per task.
+"""What tasks may reach: one nftables table for all tasks, elements of its sets per task.
 
-Through libnftables (the `nftables` module), in this process. Everything about a task is an element
-of `tasks` (and of `published` per port), so rules never change while tasks come and go; the last
-element's removal takes the table with it. Changes are transactions, and processes take turns by a
-lock on the network namespace itself.
+Through libnftables (the `nftables` module), in this process. rules.py has the rules, which never
+change while tasks come and go, and what a task adds to the sets; the last task's removal takes the
+table with it. Changes are transactions, and processes take turns by a lock on the network namespace
+itself.
 
 * A packet from a task with another source address than the task's dies before anything sees it;
   so does one to 127.0.0.0/8 (CVE-2020-8558; route_localnet is on for published ports) and any IPv6
   (CVE-2020-13401).
-* Tasks reach neither each other, nor 169.254.0.0/16, nor the host (its gateway answers pings).
-  Egress is masqueraded.
+* Tasks reach neither each other, nor 169.254.0.0/16, nor the host (its gateway answers pings),
+  unless security groups say so. Egress is masqueraded.
 * Another table that drops forwarded packets (Docker's policy) still does: accepting is not final.
 
 A task's packets need `forwarding` on its own interface, and their answers on the one they arrive
@@ -29,48 +29,36 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fargatelite.errors import HostUnsupported, NetworkFailed
-from fargatelite.names import INTERFACE_PREFIX
+from fargatelite.network import rules
+from fargatelite.network.rules import TABLE, Element, Snapshot
 from fargatelite.network.slot import PortPublication, Slot
+from fargatelite.security_groups import SecurityGroup
 
-__all__ = ["TABLE", "admit", "expel", "is_in_force", "list_admitted"]
+__all__ = [
+    "TABLE",
+    "Admission",
+    "admit",
+    "expel",
+    "is_in_force",
+    "list_admitted",
+    "restore",
+]
 
-TABLE = "inet fargatelite"
 
-_OURS = f'"{INTERFACE_PREFIX}*"'
-_PUBLISHED = "inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service"
-_TO_PUBLISHED = "dnat ip to meta l4proto . ip daddr . th dport map @published"
-_RULES = f"""
-add table {TABLE}
-add set {TABLE} tasks {{ type ifname . ipv4_addr; }}
-add set {TABLE} opened {{ type ifname; }}
-add map {TABLE} published {{ type {_PUBLISHED}; }}
-add chain {TABLE} arriving {{ type filter hook prerouting priority raw; policy accept; }}
-add chain {TABLE} input {{ type filter hook input priority filter; policy accept; }}
-add chain {TABLE} forward {{ type filter hook forward priority filter; policy accept; }}
-add chain {TABLE} translate {{ type nat hook prerouting priority dstnat; policy accept; }}
-add chain {TABLE} translate_local {{ type nat hook output priority -100; policy accept; }}
-add chain {TABLE} leaving {{ type nat hook postrouting priority srcnat; policy accept; }}
-add rule {TABLE} arriving iifname != {_OURS} return
-add rule {TABLE} arriving meta nfproto != ipv4 drop
-add rule {TABLE} arriving iifname . ip saddr != @tasks drop
-add rule {TABLE} arriving ip daddr 127.0.0.0/8 drop
-add rule {TABLE} input iifname != {_OURS} return
-add rule {TABLE} input ct state established,related accept
-add rule {TABLE} input ip daddr %(gateway)s icmp type echo-request accept
-add rule {TABLE} input drop
-add rule {TABLE} forward iifname {_OURS} oifname {_OURS} drop
-add rule {TABLE} forward iifname {_OURS} ip daddr 169.254.0.0/16 drop
-add rule {TABLE} forward iifname {_OURS} accept
-add rule {TABLE} forward oifname {_OURS} ct state established,related accept
-add rule {TABLE} forward oifname {_OURS} ct status dnat accept
-add rule {TABLE} forward oifname {_OURS} drop
-add rule {TABLE} forward iifname @opened drop
-add rule {TABLE} translate iifname != {_OURS} {_TO_PUBLISHED}
-add rule {TABLE} translate_local {_TO_PUBLISHED}
-add rule {TABLE} leaving oifname {_OURS} ip saddr 127.0.0.0/8 masquerade
-add rule {TABLE} leaving iifname {_OURS} oifname != {_OURS} masquerade
-"""
+class Admission(msgspec.Struct, frozen=True, kw_only=True):
+    """A task as the firewall has it."""
+
+    slot: Slot
+    publish: tuple[PortPublication, ...] = ()
+    groups: tuple[SecurityGroup, ...] = ()
+
+    def elements(self) -> list[Element]:
+        """All that it adds to the sets."""
+        return rules.elements_of(self.slot, self.publish, self.groups)
+
 
 _thread_lock = threading.Lock()
 _kept: tuple[tuple[int, int], Any] | None = None
@@ -106,22 +94,28 @@ def _context_for(namespace: int) -> Any:
     return _kept[1]
 
 
-def admit(slot: Slot, interfaces: Sequence[str], publish: Sequence[PortPublication] = ()) -> None:
+def admit(
+    slot: Slot,
+    interfaces: Sequence[str],
+    publish: Sequence[PortPublication] = (),
+    groups: Sequence[SecurityGroup] = (),
+) -> list[str]:
     """Lets the task's traffic through, and opens `interfaces` to its answers; may be repeated.
 
-    Raises: NetworkFailed, also when a published address and port is another task's.
+    Returns those that were closed. Raises: NetworkFailed, also when a published address and port is
+    another task's.
     """
-    elements = [f'add element {TABLE} tasks {{ "{slot.host_interface}" . {slot.address} }}']
-    elements += [
-        f"add element {TABLE} published {{ {port.protocol.value} . {port.host_address} . "
-        f"{port.host_port} : {slot.address} . {port.container_port} }}"
-        for port in publish
-    ]
+    wanted = Admission(slot=slot, publish=tuple(publish), groups=tuple(groups)).elements()
     closed = [name for name in interfaces if _read_forwarding(name) == "0"]
-    elements += [f'add element {TABLE} opened {{ "{name}" }}' for name in closed]
+    wanted += [Element(name="opened", key=(name,)) for name in closed]
     with _locked() as context:
-        rules = "" if _exists(context) else _RULES % {"gateway": slot.gateway}
-        code, _, error = context.cmd(rules + "\n".join(elements))
+        chains = _list_chains(context)
+        commands = [] if chains.issuperset(rules.BASE_CHAINS) else rules.base_rules(slot.gateway)
+        for group in groups:
+            for chain, needed in rules.group_rules(group).items():
+                commands += [] if chain in chains else needed
+        commands += [f"add element {TABLE} {item.text()}" for item in wanted]
+        code, _, error = context.cmd("\n".join(commands))
         if code != 0 and _NO_NFTABLES in error:
             raise HostUnsupported(
                 "this kernel has no nftables: load the module nf_tables, or use a kernel with "
@@ -134,85 +128,114 @@ def admit(slot: Slot, interfaces: Sequence[str], publish: Sequence[PortPublicati
             raise NetworkFailed(f"cannot {action}: {error.strip()}", path=TABLE)
         for name in closed:
             _write_forwarding(name, "1")
+    return closed
+
+
+def restore(tasks: Sequence[Admission], opened: set[str]) -> list[str]:
+    """Brings back whatever of the rules and of these tasks' elements is not there.
+
+    `opened` has the interfaces that are known to have been opened, and learns of others. Returns
+    what was missing, for a log. Raises: NetworkFailed.
+    """
+    if not tasks:
+        return []
+    groups = {group: None for task in tasks for group in task.groups}
+    with _locked() as context:
+        found = _read(context)
+        if found is None:
+            found = Snapshot(rules={}, elements=frozenset())
+        opened.update(key[0] for key in found.of("opened"))
+        commands, missing = [], []
+        if found.lacks_rules(tuple(groups)):
+            missing.append("rules")
+            commands = rules.base_rules(tasks[0].slot.gateway)
+            for group in groups:
+                for needed in rules.group_rules(group).values():
+                    commands += needed
+        for task in tasks:
+            lost = [item for item in task.elements() if item not in found.elements]
+            if lost:
+                missing.append(task.slot.host_interface)
+            for group in task.groups if lost else ():
+                commands += rules.group_rules(group)[""]
+            commands += [f"add element {TABLE} {item.text()}" for item in lost]
+        forgotten = opened.difference(key[0] for key in found.of("opened"))
+        for name in sorted(forgotten):
+            commands.append(f"add element {TABLE} {Element(name='opened', key=(name,)).text()}")
+        if commands:
+            _run(context, "\n".join(commands))
+    return missing
 
 
 def expel(slot: Slot) -> None:
-    """Removes all that `admit` added for the task, with the last one the table; may be repeated.
+    """Removes all that the task has in the firewall, with the last one the table; may be repeated.
+
+    Connections of a task with security groups are forgotten, as the next task with its address must
+    not be taken for it.
 
     Raises: NetworkFailed.
     """
     with _locked() as context:
-        if not _exists(context):
+        found = _read(context)
+        if found is None:
             return
-        admitted = _elements(context, "set", "tasks")
-        own = [key for key in admitted if slot.address in key]
-        if len(own) == len(admitted):
-            for (name,) in _elements(context, "set", "opened"):
+        own = found.of_address(slot.address)
+        others = [key for key in found.of("tasks") if slot.address not in key]
+        if not others:
+            for (name,) in found.of("opened"):
                 _write_forwarding(name, "0")
             _run(context, f"delete table {TABLE}")
-            return
-        commands = [f'delete element {TABLE} tasks {{ "{key[0]}" . {key[1]} }}' for key in own]
-        commands += [
-            f"delete element {TABLE} published {{ {' . '.join(key[:3])} }}"
-            for key in _elements(context, "map", "published")
-            if key[3] == slot.address
-        ]
-        if commands:
-            _run(context, "\n".join(commands))
+        elif own:
+            # A map's element goes by its key.
+            keys = (msgspec.structs.replace(item, value=None).text() for item in own)
+            _run(context, "\n".join(f"delete element {TABLE} {key}" for key in keys))
+    if any(item.name == "grouped" for item in own):
+        from fargatelite.network import tracking
+
+        tracking.forget_connections(slot.address)
 
 
 def list_admitted() -> list[tuple[str, str]]:
     """(host interface, address) of every task in the firewall, for gc. Raises: NetworkFailed."""
     with _locked() as context:
-        if not _exists(context):
-            return []
-        return sorted((key[0], key[1]) for key in _elements(context, "set", "tasks"))
+        found = _read(context)
+        return [] if found is None else [(key[0], key[1]) for key in found.of("tasks")]
 
 
 def is_in_force(slot: Slot) -> bool:
-    """Whether the task is still in the firewall: `nft flush ruleset` by others removes it.
-
-    CVE-2025-54388: a reload by firewalld dropped isolation. If False, admit the task again.
-    """
-    return (slot.host_interface, slot.address) in list_admitted()
+    """Whether the task is in the firewall, and the rules of all tasks are."""
+    with _locked() as context:
+        found = _read(context)
+        if found is None or found.lacks_rules(()):
+            return False
+        return (slot.host_interface, slot.address) in found.of("tasks")
 
 
 _NO_NFTABLES = "cache initialization failed: Invalid argument"
 """libnftables' words where netfilter's netlink knows no nf_tables."""
 
 
-def _exists(context: Any) -> bool:
-    code, output, error = context.cmd("list tables inet")
+def _list_chains(context: Any) -> set[str]:
+    """Chains of our table, none without it."""
+    code, output, error = context.cmd("list chains inet")
     if code != 0 and _NO_NFTABLES in error:
-        return False  # so nothing of ours is to be removed
+        return set()  # so nothing of ours is to be removed
     if code != 0:
-        raise NetworkFailed(f"cannot list nftables tables: {error.strip()}")
-    family, name = TABLE.split()
-    return any(
-        item.get("table", {}).get("name") == name and item["table"]["family"] == family
-        for item in json.loads(output or '{"nftables": []}')["nftables"]
-    )
+        raise NetworkFailed(f"cannot list nftables chains: {error.strip()}")
+    name = TABLE.split()[1]
+    listed = json.loads(output or '{"nftables": []}')["nftables"]
+    found = (item["chain"] for item in listed if "chain" in item)
+    return {str(chain["name"]) for chain in found if chain["table"] == name}
 
 
-def _elements(context: Any, kind: str, name: str) -> list[tuple[str, ...]]:
-    """Keys of a set's elements as strings; of a map's, key and value in one tuple."""
-    output = _run(context, f"list {kind} {TABLE} {name}")
-    for item in json.loads(output)["nftables"]:
-        if kind in item:
-            return [_flatten(element) for element in item[kind].get("elem", [])]
-    return []
-
-
-def _flatten(element: Any) -> tuple[str, ...]:
-    """libnftables-json(5): a concatenation is {"concat": [...]}, a map's element [key, value]."""
-    if isinstance(element, dict):
-        if "concat" in element:
-            return tuple(part for item in element["concat"] for part in _flatten(item))
-        if "elem" in element:
-            return _flatten(element["elem"]["val"])
-    if isinstance(element, list):
-        return tuple(part for item in element for part in _flatten(item))
-    return (str(element),)
+def _read(context: Any) -> Snapshot | None:
+    """Our table as it is now, None without it."""
+    code, output, error = context.cmd(f"list table {TABLE}")
+    if code == 0:
+        return rules.parse_snapshot(output)
+    if _NO_NFTABLES in error or "No such file or directory" in error:
+        return None
+    raise NetworkFailed(f"cannot list the nftables table {TABLE}: {error.strip()}", path=TABLE)
 
 
 def _run(context: Any, commands: str) -> str:

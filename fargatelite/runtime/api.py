@@ -46,6 +46,8 @@ def run_task(
     launch_type: LaunchType = "FARGATE",
     allow_privileged: bool = False,
     address: str | None = None,
+    network_configuration: Mapping[str, Any] | None = None,
+    strict_isolation: bool = False,
     trace: bool = False,
     detach: Literal[False] = False,
     settings: Settings | None = None,
@@ -66,6 +68,8 @@ def run_task(
     launch_type: LaunchType = "FARGATE",
     allow_privileged: bool = False,
     address: str | None = None,
+    network_configuration: Mapping[str, Any] | None = None,
+    strict_isolation: bool = False,
     trace: bool = False,
     detach: Literal[True],
     settings: Settings | None = None,
@@ -87,6 +91,8 @@ def run_task(
     launch_type: LaunchType = "FARGATE",
     allow_privileged: bool = False,
     address: str | None = None,
+    network_configuration: Mapping[str, Any] | None = None,
+    strict_isolation: bool = False,
     trace: bool = False,
     detach: bool = False,
     settings: Settings | None = None,
@@ -107,6 +113,9 @@ def run_task(
         launch_type: `FARGATE`, or `EC2` for what ECS takes on one's own machine.
         allow_privileged: as the setting: whether EC2's privileged containers may run.
         address: the task's own IPv4 address; needs the setting beyond_fargate.fixed_address.
+        network_configuration: as RunTask's; `awsvpcConfiguration.securityGroups` has names or
+            ids of the configuration's groups.
+        strict_isolation: as the setting: refuse to run where a defence is weaker.
         trace: record the time of each plan operation.
         detach: the task outlives this process: the run root's own supervisor, started when first
             needed, has it. Not with `on_event` and `stdout`; `fargatelite.find_task` finds it.
@@ -114,7 +123,7 @@ def run_task(
 
     Raises:
         InvalidTaskDefinition: with all problems at once.
-        ConfigurationInvalid, HostUnsupported: nothing has happened then.
+        ConfigurationInvalid, SecurityGroupNotFound, HostUnsupported: nothing has happened then.
     """
     timeline = Timeline()
     settings = settings or load_settings()
@@ -123,7 +132,8 @@ def run_task(
             settings, definition, overrides=overrides, tags=tags, started_by=started_by,
             group=group, enable_execute_command=enable_execute_command, pull=pull,
             publish=publish, launch_type=launch_type, allow_privileged=allow_privileged,
-            address=address, trace=trace,
+            address=address, network_configuration=network_configuration, trace=trace,
+            strict_isolation=strict_isolation,
         )  # fmt: skip
     if detach:
         if on_event is not None or stdout is not None:

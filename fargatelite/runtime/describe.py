@@ -37,6 +37,9 @@ class TaskFacts(msgspec.Struct, frozen=True, kw_only=True):
     private_ipv4_address: str | None = None
     mac_address: str | None = None
     private_dns_name: str | None = None
+    subnet_id: str | None = None
+    security_groups: dict[str, str] = {}
+    """Ids by name. DescribeTasks has no member for them."""
 
 
 def container_uuid(state: TaskState, name: str) -> str:
@@ -67,7 +70,7 @@ _ATTACHMENT_STATUS = {
 
 def _attachment(state: TaskState, facts: TaskFacts) -> dict[str, Any]:
     details = [
-        ("subnetId", f"subnet-{_uuid(state, 'subnet')[-8:]}0000local"[:24]),
+        ("subnetId", facts.subnet_id or f"subnet-{_uuid(state, 'subnet')[-8:]}0000local"[:24]),
         ("networkInterfaceId", f"eni-{state.task_id[:17]}"),
         ("macAddress", facts.mac_address),
         ("privateDnsName", facts.private_dns_name),
@@ -153,12 +156,18 @@ def _size(definition: TaskDefinition) -> tuple[int, int]:
     )
 
 
-def _attributes(definition: TaskDefinition, phases: tuple[Phase, ...]) -> list[dict[str, Any]]:
-    """The architecture as on Fargate, and where the time of the launch went: DescribeTasks has no
-    member for that, and attributes may have any name."""
+def _attributes(
+    definition: TaskDefinition, facts: TaskFacts, phases: tuple[Phase, ...]
+) -> list[dict[str, Any]]:
+    """The architecture as on Fargate, security groups and where the time of the launch went:
+    DescribeTasks has no members for these, and attributes may have any name."""
     architecture = {"X86_64": "x86_64", "ARM64": "arm64"}[definition.cpu_architecture]
     return [
         {"name": "ecs.cpu-architecture", "value": architecture},
+        *(
+            {"name": "fargatelite.security-group", "value": f"{name} ({group_id})"}
+            for name, group_id in facts.security_groups.items()
+        ),
         *(
             {
                 "name": f"fargatelite.phase-us.{_NO_ATTRIBUTE_NAME.sub('-', phase.name)}",
@@ -185,7 +194,7 @@ def describe_task(
             "attachments": [_attachment(state, facts)]
             if definition.network_mode == "awsvpc"
             else [],
-            "attributes": _attributes(definition, phases),
+            "attributes": _attributes(definition, facts, phases),
             "availabilityZone": f"{facts.region}a",
             "clusterArn": names.cluster_arn(facts.region, facts.account, facts.cluster),
             "connectivity": "CONNECTED" if is_connected else None,

@@ -156,6 +156,7 @@ class SupervisedTask:
             publish=self._request.publish,
             pull=self._request.pull,
             address=self._request.address,
+            groups=self._request.groups,
             trace=self._request.trace,
             credentials_id=self._work.credentials_id,
             phases=tuple(self.timeline.phases),

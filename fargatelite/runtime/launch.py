@@ -39,6 +39,7 @@ from fargatelite.sandbox.mounts import TmpfsMount, VolumeMount, parse_tmpfs
 from fargatelite.sandbox.plan import encode_plan
 from fargatelite.sandbox.rootfs import SHM_BYTES, Directories
 from fargatelite.sandbox.seccomp import load_program
+from fargatelite.security_groups import SecurityGroup
 from fargatelite.settings import Settings
 from fargatelite.shim import ProcessStarted, Ready, Shim
 from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
@@ -159,6 +160,7 @@ def provision(
     open_endpoint: Callable[[Launched], None],
     address: str | None = None,
     sandbox: Launched | None = None,
+    groups: tuple[SecurityGroup, ...] = (),
 ) -> Launched:
     """Slot, groups, shim with its namespaces, storage, network, generated files, endpoint.
 
@@ -179,15 +181,15 @@ def provision(
             return make_sandbox(
                 settings, run, timeline, limits=limits, network_mode=definition.network_mode,
                 storage_gib=definition.ephemeral_storage_gib, publish=publish, address=address,
-                meanwhile=fit,
+                groups=groups, meanwhile=fit,
             )  # fmt: skip
         with timeline.phase("task cgroup"):
             detect_driver().create(names.cgroup_path(run.task_id), limits)
-        if publish:
+        if publish or groups:
             from fargatelite.network import connect
 
             with timeline.phase("publish"):
-                connect.readmit(sandbox.slot, publish)
+                connect.readmit(sandbox.slot, publish, groups)
         fit(sandbox)
     except BaseException:
         if sandbox is not None:
@@ -206,6 +208,7 @@ def make_sandbox(
     storage_gib: int,
     publish: tuple[PortPublication, ...] = (),
     address: str | None = None,
+    groups: tuple[SecurityGroup, ...] = (),
     meanwhile: Callable[[Launched], None] | None = None,
 ) -> Launched:
     """Slot, shim with its namespaces, storage, task group, network, the endpoint's socket: what
@@ -247,7 +250,7 @@ def make_sandbox(
                 if network_mode == "none":
                     connect.connect_loopback(ready.network_namespace)
                 elif network_mode != "host":
-                    connect.connect(slot, ready.network_namespace, publish=publish)
+                    connect.connect(slot, ready.network_namespace, publish=publish, groups=groups)
             if network_mode not in ("host", "none"):
                 with timeline.phase("metadata socket"):
                     launched.open_endpoint()

@@ -17,6 +17,7 @@ from fargatelite.network.slot import PortPublication, Protocol
 from fargatelite.rundir import RunDirectory, ensure_private_directory
 from fargatelite.runtime import task as machine
 from fargatelite.runtime.capacity import admitted
+from fargatelite.runtime.awsvpc import parse_network_configuration
 from fargatelite.runtime.describe import TaskFacts
 from fargatelite.runtime.events import Event
 from fargatelite.runtime.execute import SupervisedTask
@@ -24,6 +25,7 @@ from fargatelite.runtime.prepared import get_pool, remove_unrecorded
 from fargatelite.runtime.record import decode_record
 from fargatelite.runtime.supervise import get_supervisor
 from fargatelite.runtime.trace import Timeline
+from fargatelite.security_groups import SecurityGroup
 from fargatelite.settings import Settings
 from fargatelite.taskdef.fields import TaskDefinition
 from fargatelite.taskdef.launch_type import LaunchType, policy_for
@@ -56,6 +58,7 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True):
     pull: PullPolicy = "always"
     publish: tuple[PortPublication, ...] = ()
     address: str | None = None
+    groups: tuple[SecurityGroup, ...] = ()
     trace: bool = False
 
 
@@ -116,12 +119,19 @@ def prepare_request(
     launch_type: LaunchType,
     allow_privileged: bool,
     address: str | None,
+    network_configuration: Mapping[str, Any] | None,
     trace: bool,
+    strict_isolation: bool = False,
 ) -> TaskRequest:
     """Checks all that can be checked before anything is made; arguments as `run_task`'s.
 
-    Raises: InvalidTaskDefinition with all problems at once; ConfigurationInvalid.
+    Raises: InvalidTaskDefinition with all problems at once; ConfigurationInvalid;
+    SecurityGroupNotFound; HostUnsupported where isolation must be strict and is not.
     """
+    if strict_isolation or settings.strict_isolation:
+        from fargatelite.runtime.security import require_isolation
+
+        require_isolation(settings, allow_privileged=allow_privileged)
     policy = policy_for(launch_type, settings, allow_privileged=allow_privileged)
     loaded = (
         definition
@@ -134,6 +144,7 @@ def prepare_request(
             "a task's address is chosen by this host: set beyond_fargate.fixed_address in the "
             "configuration file to ask for one"
         )
+    network = parse_network_configuration(settings, loaded, network_configuration)
     return TaskRequest(
         task_id=names.new_task_id(),
         definition=to_wire(loaded),
@@ -147,6 +158,8 @@ def prepare_request(
             overrides=dict(overrides or {}),
             enable_execute_command=enable_execute_command,
             launch_type=launch_type,
+            subnet_id=network.subnet_id,
+            security_groups={group.name: group.group_id for group in network.groups},
         ),
         pull=pull,
         publish=tuple(
@@ -154,6 +167,7 @@ def prepare_request(
             for item in (*publish, *_bridge_ports(loaded))
         ),
         address=address,
+        groups=network.groups,
         trace=trace,
     )
 
@@ -192,6 +206,7 @@ def adopt_task(
             pull=recorded.pull,
             publish=recorded.publish,
             address=recorded.address,
+            groups=recorded.groups,
             trace=recorded.trace,
         ),
         sampler=get_sampler(settings),

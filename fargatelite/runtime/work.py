@@ -141,7 +141,7 @@ class TaskWork:
         sandbox, self._sandbox = self._sandbox, None
         self.launched = launch.provision(
             self.settings, self.run, self.definition, self._request.publish, self.timeline,
-            self._open_endpoint, self._request.address, sandbox,
+            self._open_endpoint, self._request.address, sandbox, self._request.groups,
         )  # fmt: skip
         self._meter(self.launched)
 
@@ -212,7 +212,7 @@ class TaskWork:
         if self.definition.has_own_network:
             from fargatelite.network import connect
 
-            connect.readmit(recorded.slot, self._request.publish)
+            connect.readmit(recorded.slot, self._request.publish, self._request.groups)
         self._meter(launched)
         if self.definition.has_own_network:
             launched.open_endpoint()

@@ -19,10 +19,11 @@ import pytest
 from fargatelite.names import INTERFACE_PREFIX
 from fargatelite.network import firewall
 from fargatelite.network.namespaces import run_in_namespace
+from fargatelite.network.rules import parse_snapshot
 from tests.attacks.conftest import TIMEOUT_S, container, task_of
 from tests.fixtures.cli import CommandLine
 from tests.fixtures.images import build_oci_layout, busybox_files, tar_layer
-from tests.root.network.conftest import HOST_ADDRESS, IMDS, WORLD_ADDRESS, Net
+from tests.root.network.conftest import HOST_ADDRESS, IMDS, OPEN_DOOR, WORLD_ADDRESS, Net
 
 pytestmark = [pytest.mark.root]
 
@@ -73,8 +74,7 @@ class Street:
     @contextmanager
     def open_door(self) -> Iterator[None]:
         """Without the firewall; afterwards it is as it was."""
-
-        self.nft("flush", "table", *firewall.TABLE.split())
+        self.nft("; ".join(OPEN_DOOR))
         try:
             yield
         finally:
@@ -89,9 +89,13 @@ class Street:
         return done.stdout
 
     def is_guarded(self) -> bool:
-        """Whether both tasks are in the firewall."""
-        rules = self.nft("list", "table", *firewall.TABLE.split())
-        return all(address in rules for address in self.addresses)
+        """Whether the rules are there, and both tasks in their sets."""
+        listed = self.nft("--json", "list", "table", *firewall.TABLE.split())
+        if not listed:
+            return False
+        found = parse_snapshot(listed)
+        admitted = {address for _, address in found.of("tasks")}
+        return not found.lacks_rules(()) and admitted.issuperset(self.addresses)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +163,14 @@ def test_metadata_of_another_task(street: Street) -> None:
 def test_cve_2025_54388_flushed_rules(street: Street) -> None:
     """CVE-2025-54388: a reload of the host's firewall took the isolation of containers with it."""
     to = (street.addresses[1], "80")
-    for command in (("flush", "ruleset"), ("delete", "table", *firewall.TABLE.split())):
+    table = firewall.TABLE.split()
+    for command in (
+        ("flush", "ruleset"),
+        ("delete", "table", *table),
+        ("flush", "table", *table),
+        ("flush", "chain", *table, "egress"),
+        ("flush", "set", *table, "tasks"),
+    ):
         street.nft(*command)
         street.until(street.is_guarded)
         assert street.attack("connect", *to) == "ETIMEDOUT"

@@ -9,7 +9,7 @@ import ctypes
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
@@ -18,10 +18,17 @@ import pytest
 
 from fargatelite.names import new_task_id
 from fargatelite.network.connect import connect, disconnect
+from fargatelite.network.firewall import TABLE
 from fargatelite.network.namespaces import run_in_namespace
 from fargatelite.network.slot import PortPublication, Slot, slot_for
+from fargatelite.security_groups import SecurityGroup
 
 T = TypeVar("T")
+OPEN_DOOR = [
+    f"insert rule {TABLE} {chain} accept"
+    for chain in ("arriving", "input", "egress", "forward", "leaving")
+]
+"""Commands that take the firewall's say away."""
 SUBNET = "10.213.0.0/20"
 HOST_ADDRESS, WORLD_ADDRESS, IMDS = "198.51.100.1", "198.51.100.2", "169.254.169.254"
 CLONE_NEWNET = 0x40000000
@@ -118,12 +125,18 @@ class Net:
         self.count += 1
         return slot, namespace
 
-    def task(self, *publish: PortPublication) -> tuple[Slot, int]:
+    def task(
+        self, *publish: PortPublication, groups: Sequence[SecurityGroup] = ()
+    ) -> tuple[Slot, int]:
         """A connected task."""
         slot, namespace = self.bare_task()
         self._stack.callback(lambda: self.on_host(lambda: disconnect(slot)))
-        self.on_host(lambda: connect(slot, namespace, publish=publish))
+        self.on_host(lambda: connect(slot, namespace, publish=publish, groups=groups))
         return slot, namespace
+
+    def reconnect(self, slot: Slot, namespace: int, groups: Sequence[SecurityGroup]) -> None:
+        """Another task with that slot, in the same namespace."""
+        self.on_host(lambda: connect(slot, namespace, groups=groups))
 
     def forwarding(self, interface: str) -> str:
         path = Path(f"/proc/sys/net/ipv4/conf/{interface}/forwarding")
@@ -135,8 +148,8 @@ class Net:
 
         def work() -> None:
             with firewall._locked() as context:
-                # Its rules: the whole table would be restored (guard.py).
-                firewall._run(context, f"flush table {firewall.TABLE}")
+                # By rules of somebody else before ours: what goes away is restored (guard.py).
+                firewall._run(context, "\n".join(OPEN_DOOR))
 
         self.on_host(work)
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from fargatelite.cli.main import cli
+from fargatelite.security_groups import GroupDefinition
 from fargatelite.settings import (
     _VARIABLES,
     BeyondFargate,
@@ -19,6 +20,7 @@ from fargatelite.settings import (
     EfsFileSystem,
     SecretSettings,
     Settings,
+    load_settings,
 )
 from tests.fixtures.cli import all_commands
 
@@ -102,7 +104,7 @@ def test_settings_with_variable_and_default() -> None:
         "Capacity": Capacity,
     }
     rows = dict(re.findall(r"^\| `([a-z_]+)` \| (.*)$", text, re.MULTILINE))
-    inner = {"capacity", "secrets", "credentials", "beyond_fargate", "efs"}
+    inner = {"capacity", "secrets", "credentials", "beyond_fargate", "efs", "security_groups"}
     assert set(rows) == set(Settings.__struct_fields__) - inner
     for name, row in rows.items():
         variable, default = (cell.strip(" `") for cell in row.split("|")[:2])
@@ -119,3 +121,13 @@ def test_settings_with_variable_and_default() -> None:
     assert set(rows) == set(EfsFileSystem.__struct_fields__)
     for name in EfsAccessPoint.__struct_fields__:
         assert f"`{name}`" in rows["access_points"]
+
+
+def test_a_security_group_has_the_described_keys_and_the_example_loads(tmp_path: Path) -> None:
+    part = CONFIGURATION.read_text().split("## Security groups\n")[1].split("\n## ")[0]
+    keys = set(re.findall(r"^\| `([a-z_]+)` \|", part, re.MULTILINE))
+    assert keys == set(GroupDefinition.__struct_fields__) - {"name"}
+    path = tmp_path / "config.toml"
+    path.write_text(part.split("```toml\n")[1].split("```")[0])
+    settings = load_settings(environment={"FARGATELITE_CONFIG": str(path)})
+    assert {group.name for group in settings.security_groups} == {"balancer", "web"}
