@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import click
 
 from fargatelite.cli.tables import print_json, print_table
-from fargatelite.runtime.check import run_checks
+from fargatelite.runtime.check import CheckResult, run_checks
+from fargatelite.runtime.security import ACCEPTED, IN_FORCE, Defence, look_at_defences
 from fargatelite.settings import Settings
 
 
 @click.command("check")
+@click.option("--security", is_flag=True, help="Say what of the isolation is weaker here.")
 @click.option("--output", type=click.Choice(["table", "json"]), default="table")
 @click.pass_obj
-def command(settings: Settings, output: str) -> int:
-    """Show what this host offers and lacks; exit with 1 when something is missing.
+def command(settings: Settings, security: bool, output: str) -> int:
+    """Show what this host offers and lacks; exit with 1 when something is missing, and with
+    --security when a defence is weaker.
 
     \b
     Example:
       fargatelite check
     """
+    if security:
+        defences = look_at_defences(settings)
+        _show(output, "defences", "DEFENCE", defences)
+        return 0 if all(item.state in (IN_FORCE, ACCEPTED) for item in defences) else 1
     results = run_checks(settings)
-    if output == "json":
-        print_json({"checks": results})
-    else:
-        print_table(
-            ("CHECK", "STATE", "DETAIL"),
-            [(result.name, result.state, result.detail) for result in results],
-        )
-        remedies = [f"{result.name}: {result.remedy}\n" for result in results if result.remedy]
-        if remedies:
-            sys.stdout.write("\n" + "".join(remedies))
+    _show(output, "checks", "CHECK", results)
     return 1 if any(result.state == "missing" for result in results) else 0
+
+
+def _show(output: str, member: str, title: str, rows: Sequence[CheckResult | Defence]) -> None:
+    if output == "json":
+        print_json({member: rows})
+        return
+    print_table((title, "STATE", "DETAIL"), [(row.name, row.state, row.detail) for row in rows])
+    remedies = [f"{row.name}: {row.remedy}\n" for row in rows if row.remedy]
+    if remedies:
+        sys.stdout.write("\n" + "".join(remedies))
