@@ -122,6 +122,14 @@ bench: build ## Launch, pull and meter beside crun, podman and a bare C loop, in
 	@$(call apt,$(APT_DEMO) $(APT_TEST) $(APT_BENCH))
 	$(PY) benchmarks/run_all.py
 
+.PHONY: attacks-podman
+attacks-podman: build ## The attack program beside podman's defaults: a table in docs/security.md.
+	$(PY) -m benchmarks.attacks
+
+.PHONY: bench-neighbours
+bench-neighbours: build ## A victim's p99 beside hostile tasks: JSON and a table in docs/security.md.
+	$(PY) -m benchmarks.neighbours
+
 .PHONY: bench-meter
 bench-meter: build ## What metering costs: benchmarks/results/meter.json and docs/meter-cost.svg.
 	$(PY) benchmarks/meter.py

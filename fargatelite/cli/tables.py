@@ -48,9 +48,10 @@ def print_table(
 ) -> None:
     """A table; `right` names the columns to align right."""
     out = stream or sys.stdout
-    cells = [list(map(str, row)) for row in rows]
+    # Also for a pipe: what a pager or a later `cat` shows is a terminal's in the end.
+    cells = [[make_printable(str(cell)) for cell in row] for row in rows]
     if is_terminal(out):
-        _draw(columns, [[make_printable(cell) for cell in row] for row in cells], right, out)
+        _draw(columns, cells, right, out)
         return
     widths = [
         max(len(column), *(len(row[index]) for row in cells), 0)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -92,6 +96,36 @@ def test_cve_2019_5736_program_of_the_shim(ground: Settings, hostile_task: Task)
     with pytest.raises(OSError) as caught:
         open(f"/proc/{pid}/exe", "r+b")  # noqa: SIM115 - it cannot be opened
     assert caught.value.errno in {26, 1, 13}  # ETXTBSY, EPERM, EACCES
+    # The write that CVE-2019-5736 waits for, when the program has ended: seals alone refuse it.
+    program = _PROGRAM.read_bytes()
+    for sealed in (True, False):
+        copy = os.memfd_create("copy", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with os.fdopen(copy, "r+b", buffering=0) as written:
+            written.write(program)
+            if sealed:
+                fcntl.fcntl(copy, fcntl.F_ADD_SEALS, seals)
+            subprocess.run([f"/proc/self/fd/{copy}"], pass_fds=[copy], capture_output=True)
+            again = os.open(f"/proc/self/fd/{copy}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                if sealed:
+                    with pytest.raises(PermissionError):
+                        os.write(again, b"owned")
+                else:
+                    assert os.write(again, b"owned") == 5
+            finally:
+                os.close(again)
+
+
+@contextmanager
+def process_of_nobody() -> Iterator[int]:
+    """One of that other user's own, which is dumpable."""
+    with subprocess.Popen(
+        ["sleep", "300"], user=65534, group=65534, extra_groups=[], cwd="/"
+    ) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("name", ["mem", "environ", "maps", "fd", "root", "cwd", "exe"])
@@ -110,6 +144,8 @@ def test_another_user_cannot_look_into_the_shim(
         "    print(error.errno)\n"
     )
     assert as_nobody(program, f"/proc/{shim_of(ground, hostile_task)}/{name}") in {"13\n", "1\n"}
+    with process_of_nobody() as pid:  # without either: nothing is read at address 0 of `mem`
+        assert as_nobody(program, f"/proc/{pid}/{name}") == ("5\n" if name == "mem" else "OK\n")
 
 
 def test_another_user_cannot_signal_the_shim(ground: Settings, hostile_task: Task) -> None:
@@ -118,6 +154,8 @@ def test_another_user_cannot_signal_the_shim(ground: Settings, hostile_task: Tas
         "import os, sys\ntry: os.kill(int(sys.argv[1]), 0)\nexcept OSError as e: print(e.errno)"
     )
     assert as_nobody(program, str(shim_of(ground, hostile_task))) == "1\n"
+    with process_of_nobody() as pid:
+        assert as_nobody(program, str(pid)) == ""
 
 
 CONNECT = """
@@ -166,6 +204,25 @@ def test_cve_2021_41091_state_is_ours_alone(
     root = Path(getattr(ground, kind))
     assert hostile_task.id
     assert stat.S_IMODE(root.stat().st_mode) & 0o077 == 0
+    # What is above is pytest's and closed as well: here only the root's own mode decides.
+    look = (
+        "import os, sys\ntry: print(len(os.listdir(sys.argv[1])) > 0)\n"
+        "except OSError as e: print(e.errno)"
+    )
+    with tempfile.TemporaryDirectory(dir="/") as name:
+        Path(name).chmod(0o755)
+        seen = Path(name, "root")
+        seen.mkdir()
+        subprocess.run(["mount", "--bind", root, seen], check=True)
+        try:
+            assert as_nobody(look, str(seen)) == "13\n"
+            root.chmod(0o755)
+            try:
+                assert as_nobody(look, str(seen)) == "True\n"
+            finally:
+                root.chmod(0o700)
+        finally:
+            subprocess.run(["umount", seen], check=True)
 
 
 @pytest.mark.parametrize("place", ["/proc/self/fd/3", "/proc/self/fd/7", "/way", "/way/deeper"])
@@ -241,6 +298,10 @@ def test_cve_2024_40635_users_beyond_the_namespace(
     task.wait(TIMEOUT_S)
     assert task.exit_code is None, text_of(task)
     assert user.split(":")[0] in (task.containers["app"].reason or "")
+    # The highest that is within: it is the number that decides, not the image.
+    allowed = run_task(task_of(container(image, "id", "-u", user="65534")), settings=ground)
+    assert allowed.wait(TIMEOUT_S) == 0, allowed.containers["app"].reason
+    assert text_of(allowed) == "65534\n"
 
 
 def test_cve_2026_47262_endless_passwd(
@@ -258,6 +319,12 @@ def test_cve_2026_47262_endless_passwd(
     task.wait(TIMEOUT_S)
     assert task.exit_code is None
     assert "group" in (task.containers["app"].reason or "") + (task.stopped_reason or "")
+    files["etc/group"] = b"extra:x:77:\n"
+    path = tmp_path_factory.mktemp("small") / "layout"
+    layout = build_oci_layout(path, [tar_layer(files)], {"User": "app:extra"})
+    task = run_task(task_of(container(registry.push(layout, "small"), "id", "-g")), settings=ground)
+    assert task.wait(TIMEOUT_S) == 0
+    assert text_of(task) == "77\n"
 
 
 LABELS = {
@@ -301,18 +368,27 @@ def test_cve_2025_23266_environment_of_an_image_stays_in_it(
         assert b"canary" not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
-def test_log_lines_do_not_drive_a_terminal(ground: Settings, attack_image: str) -> None:
+def test_log_lines_do_not_drive_a_terminal(
+    ground: Settings, attack_image: str, tmp_path: Path
+) -> None:
     """CVE-2021-25743 (kubectl): escape sequences of strangers, in what we ourselves print of them;
     a container's output is its own, as with `docker logs`."""
-    task = run_task(
-        task_of(container(attack_image, "printf", r"\033]0;owned\007\n", name="app")),
-        settings=ground,
-    )
-    task.wait(TIMEOUT_S)
-    record = read_record(ground, task.id)
-    assert record is not None
-    shown = run_cli(ground, "describe", task.id)
-    assert "\x1b" not in shown.stdout
+    owned = "\x1b]0;owned\x07"
+    script = r"printf '\033]0;owned\007\n'"
+    task = run_task(task_of(container(attack_image, "sh", "-c", script)), settings=ground)
+    assert task.wait(TIMEOUT_S) == 0
+    assert text_of(task) == f"{owned}\n", "it is there to be shown"
+    assert "\x1b" not in run_cli(ground, "describe", task.id).stdout
+    # The name of a program that is not there is in the reason, which is printed in several places.
+    path = tmp_path / "definition.json"
+    path.write_text(json.dumps(task_of(container(attack_image, owned))))
+    shown = run_cli(ground, "run", path)
+    assert shown.returncode == 127
+    assert "owned" in shown.stderr
+    assert "\x1b" not in shown.stdout + shown.stderr
+    failed = run_task(task_of(container(attack_image, owned)), settings=ground)
+    failed.wait(TIMEOUT_S)
+    assert owned in (failed.containers["app"].reason or ""), "raw for whoever asks by the API"
 
 
 def test_cp_runs_nothing_of_the_container(
@@ -337,6 +413,8 @@ def test_cp_runs_nothing_of_the_container(
             execute(ground, task, "sh", "-c", "cat /tmp/back; ls /sprung 2>/dev/null; true")
             == "data"
         )
+        # They are traps: whoever runs one inside springs it.
+        assert execute(ground, task, "sh", "-c", "/bin/tar; cat /sprung") == "sprung\n"
     assert (out / "file").read_bytes() == b"data"
 
 
