@@ -16,8 +16,8 @@ from fargatelite.names import TaskId
 from fargatelite.network.slot import PortPublication, Protocol
 from fargatelite.rundir import RunDirectory, ensure_private_directory
 from fargatelite.runtime import task as machine
-from fargatelite.runtime.capacity import admitted
 from fargatelite.runtime.awsvpc import parse_network_configuration
+from fargatelite.runtime.capacity import admitted
 from fargatelite.runtime.describe import TaskFacts
 from fargatelite.runtime.events import Event
 from fargatelite.runtime.execute import SupervisedTask
