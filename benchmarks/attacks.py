@@ -138,7 +138,8 @@ def _table(ours: dict[str, str], podman: dict[str, str], version: str) -> list[s
     plain = {"EPERM", "EACCES", "EROFS", "ENOSYS", "ENOENT"}
     shown = [name for name in different if not {ours[name], podman[name]} <= plain]
     return [
-        f"`make attacks-podman`, Linux {kernel}, {version} as root with its defaults. Answers as "
+        f"`make attacks-podman`, Linux {kernel}, {version} as root with its defaults (but "
+        "`--cgroup-manager=cgroupfs`, and its state in a directory of its own). Answers as "
         "the attempts got them (`OK`: it worked; EPERM, EACCES, EROFS, "
         "ENOSYS: refused; another error: the call reached the kernel's code, which this kernel or "
         "the arguments stopped).",
