@@ -4,6 +4,7 @@ the task's record, where `fargatelite events` reads them."""
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ __all__ = [
     "PullEvent",
     "StateChange",
     "TaskEvent",
-    "append_event",
+    "append_events",
     "decode_event",
     "events_path",
 ]
@@ -94,21 +95,21 @@ def events_path(records: Path, task_id: str) -> Path:
     return records / task_id / "events.jsonl"
 
 
-def append_event(records: Path, task_id: str, event: Event) -> None:
-    """Appends one event. Raises: OSError."""
+def append_events(records: Path, task_id: str, events: Sequence[Event]) -> None:
+    """Appends events, all in one write. Raises: OSError."""
     fd = os.open(
         events_path(records, task_id),
         os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
         0o600,
     )
     try:
-        os.write(fd, msgspec.json.encode(event) + b"\n")
+        os.write(fd, b"".join(msgspec.json.encode(event) + b"\n" for event in events))
     finally:
         os.close(fd)
 
 
 def decode_event(line: bytes) -> Event:
-    """What `append_event` wrote. Raises: StateCorrupt."""
+    """What `append_events` wrote. Raises: StateCorrupt."""
     try:
         decoded: Event = msgspec.json.decode(line, type=Event)
     except msgspec.MsgspecError as error:

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -30,7 +31,7 @@ from fargatelite.runtime.events import (
     PullEvent,
     StateChange,
     TaskEvent,
-    append_event,
+    append_events,
 )
 from fargatelite.runtime.guest import GUEST_NUMBER
 from fargatelite.runtime.prepared import get_pool
@@ -102,8 +103,8 @@ class SupervisedTask:
         self._on_finished = on_finished
         self._work = TaskWork(
             self.settings, run, definition, self.facts, request, live=self, sampler=sampler,
-            timeline=timeline, tell=self._post_event, on_progress=self._on_progress,
-            on_dropped=self._logs_dropped, sandbox=sandbox,
+            timeline=timeline, tell=self._post_event, submit=self._submit,
+            on_progress=self._on_progress, on_dropped=self._logs_dropped, sandbox=sandbox,
         )  # fmt: skip
         self._dropped: dict[str, LogsDroppedEvent] = {}
         self._is_shim_watched = False
@@ -245,9 +246,14 @@ class SupervisedTask:
         before = self.state
         self.state, actions = step(before, event)
         self.run.write_state(record.encode_record(self.record()))
-        self._publish_changes(before, self.state, event.at_ns)
+        # Work goes to other threads, so what is told meanwhile costs it nothing; the end is told
+        # before it is one.
         for action in actions:
-            self._carry_out(action)
+            if not isinstance(action, machine.Finished):
+                self._carry_out(action)
+        self._publish_changes(before, self.state, event.at_ns)
+        if any(isinstance(action, machine.Finished) for action in actions):
+            self._finish()
         with self.changed:
             self.changed.notify_all()
 
@@ -255,9 +261,10 @@ class SupervisedTask:
         self, before: machine.TaskState, after: machine.TaskState, at_ns: int
     ) -> None:
         task_id = str(self.run.task_id)
+        events: list[Event] = []
         for old, new in zip(before.containers, after.containers, strict=True):
             if (old.last_status, old.health_status) != (new.last_status, new.health_status):
-                self._emit(
+                events.append(
                     ContainerEvent(
                         task_id=task_id,
                         at_ns=at_ns,
@@ -269,7 +276,7 @@ class SupervisedTask:
                     )
                 )
         if (before.last_status, before.desired_status) != (after.last_status, after.desired_status):
-            self._emit(
+            events.append(
                 TaskEvent(
                     task_id=task_id,
                     at_ns=at_ns,
@@ -282,14 +289,15 @@ class SupervisedTask:
             )
         if before.version != after.version:
             change = describe_state_change(after, self.definition, self.facts, at_ns)
-            self._emit(StateChange(task_id=task_id, at_ns=at_ns, event=change))
+            events.append(StateChange(task_id=task_id, at_ns=at_ns, event=change))
+        self._emit(*events)
 
-    def _emit(self, event: Event) -> None:
-        if not isinstance(event, PullEvent):
-            append_event(self.settings.records, self.run.task_id, event)
-        callback = self._on_event
-        if callback is not None:
-            self.supervisor.call_back(lambda: callback(event))
+    def _emit(self, *events: Event) -> None:
+        if events:
+            append_events(self.settings.records, self.run.task_id, events)
+        if self._on_event is not None:
+            for event in events:
+                self.supervisor.call_back(partial(self._on_event, event))
 
     def _carry_out(self, action: machine.Action) -> None:
         match action:
@@ -317,8 +325,6 @@ class SupervisedTask:
                 self._work.pull_cancelled.set()
                 self._unwatch_shim()
                 self._submit(self._work.deprovision)
-            case machine.Finished():
-                self._finish()
 
     def _ask_to_stop(self, name: str) -> None:
         image = self._work.containers[name].image
@@ -354,7 +360,7 @@ class SupervisedTask:
             self._post_event(machine.ProvisionFailed(at_ns=time.time_ns(), reason=reason))
             return
         self.supervisor.post(self._provisioned, self)
-        self._work.make_container_groups()
+        self._work.make_ready()
 
     def _on_progress(self, progress: PullProgress) -> None:
         if self._on_event is not None:

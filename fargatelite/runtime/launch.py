@@ -53,8 +53,9 @@ if TYPE_CHECKING:
 __all__ = [
     "PID_HOLDER",
     "Launched",
-    "create_container",
+    "create_group",
     "hostname_of",
+    "make_directories",
     "make_sandbox",
     "make_spec",
     "platform_of",
@@ -522,16 +523,19 @@ def make_spec(
     )
 
 
-def create_container(
-    settings: Settings, run: RunDirectory, slot: Slot, container: ContainerDefinition
-) -> Cgroup:
-    """A container's group and the directories of its file system; may be repeated.
+def create_group(run: RunDirectory, container: ContainerDefinition) -> Cgroup:
+    """A container's group; may be repeated. Raises: CgroupFailed."""
+    path = names.cgroup_path(run.task_id, container.name)
+    return detect_driver().create(path, container_limits(container))
 
-    Raises: CgroupFailed; OSError.
+
+def make_directories(
+    settings: Settings, run: RunDirectory, slot: Slot, container: ContainerDefinition
+) -> None:
+    """The directories of a container's file system, in the task's own; may be repeated.
+
+    Raises: OSError.
     """
-    cgroup = detect_driver().create(
-        names.cgroup_path(run.task_id, container.name), container_limits(container)
-    )
     directory = settings.layers / run.task_id / container.name
     for name in ("lower", "upper", "work", "merged"):
         # overlayfs gives its root the mode and owner of the upper directory.
@@ -539,7 +543,6 @@ def create_container(
             mode=0o755 if name == "upper" else 0o700, parents=True, exist_ok=True
         )
     os.chown(directory / "upper", slot.uid_base, slot.uid_base)
-    return cgroup
 
 
 def reset_overlay(settings: Settings, run: RunDirectory, container: str) -> None:

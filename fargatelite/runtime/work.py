@@ -73,7 +73,8 @@ class HeldContainer:
 
 
 class TaskWork:
-    """See the module. `tell` takes events to the loop, from any thread."""
+    """See the module. `tell` takes events to the loop, from any thread; `submit` has work done on
+    the pool beside the caller's."""
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class TaskWork:
         sampler: Sampler,
         timeline: Timeline,
         tell: Callable[[machine.Event], None],
+        submit: Callable[[Callable[[], None]], None],
         on_progress: Callable[[PullProgress], None],
         on_dropped: Callable[[LogsDroppedEvent], None],
         sandbox: launch.Launched | None = None,
@@ -109,6 +111,8 @@ class TaskWork:
         self._request = request
         self._live = live
         self._tell = tell
+        self._submit = submit
+        self._ready: Future[None] = Future()
         self._on_progress = on_progress
         self._host = Host.probe()
         self._inputs = TaskInputs(settings, definition, run.task_id, timeline, self.pull_cancelled)
@@ -116,6 +120,7 @@ class TaskWork:
         self._credentials_id: str | None = None
         self._volume_lock = threading.Lock()
         self._group_lock = threading.Lock()
+        self._ready_lock = threading.Lock()
         self._is_over = False
         self._secret_files: SecretFiles | None = None
         self._has_images = False
@@ -141,13 +146,16 @@ class TaskWork:
         sandbox, self._sandbox = self._sandbox, None
         self.launched = launch.provision(
             self.settings, self.run, self.definition, self._request.publish, self.timeline,
-            self._open_endpoint, self._request.address, sandbox, self._request.groups,
+            self._fit, self._request.address, sandbox, self._request.groups,
         )  # fmt: skip
-        self._meter(self.launched)
 
-    def make_container_groups(self) -> None:
-        """Makes what containers need that does not depend on their images, while those are pulled;
-        `start_container` waits for it, and raises what it raised."""
+    def _fit(self, launched: launch.Launched) -> None:
+        self._submit(self._make_container_groups)
+        self._open_endpoint(launched)
+
+    def _make_container_groups(self) -> None:
+        """Beside the rest of `provision`; `start_container` waits for it, and raises what it
+        raised."""
         with self._group_lock:
             for container in self.definition.containers:
                 group = self.containers[container.name].group
@@ -155,13 +163,26 @@ class TaskWork:
                 try:
                     if self._is_over:
                         raise SandboxFailed("the task has ended")
-                    group.set_result(self._create_container(container))
+                    group.set_result(launch.create_group(self.run, container))
                 except BaseException as error:  # noqa: BLE001  raised again by start_container
                     group.set_exception(error)
 
-    def _create_container(self, container: ContainerDefinition) -> Cgroup:
-        assert self.launched is not None
-        return launch.create_container(self.settings, self.run, self.launched.slot, container)
+    def make_ready(self) -> None:
+        """Directories of the containers' file systems, the ledger and its first sample; after
+        `provision`, while images are looked for. No container starts before it is done; what it
+        raised is raised there."""
+        launched = self.launched
+        assert launched is not None
+        with self._ready_lock:
+            try:
+                if self._is_over:
+                    raise SandboxFailed("the task has ended")
+                for container in self.definition.containers:
+                    launch.make_directories(self.settings, self.run, launched.slot, container)
+                self._meter(launched)
+                self._ready.set_result(None)
+            except BaseException as error:  # noqa: BLE001  raised again by start_container
+                self._ready.set_exception(error)
 
     def _meter(self, launched: launch.Launched) -> None:
         self.sampler.add(
@@ -214,6 +235,7 @@ class TaskWork:
 
             connect.readmit(recorded.slot, self._request.publish, self._request.groups)
         self._meter(launched)
+        self._ready.set_result(None)
         if self.definition.has_own_network:
             launched.open_endpoint()
         self._open_endpoint(launched)
@@ -224,7 +246,7 @@ class TaskWork:
                 container = self.definition_of(item.name)
                 self.sampler.add_container(
                     self.run.task_id, item.name,
-                    launch.create_container(self.settings, self.run, launched.slot, container),
+                    launch.create_group(self.run, container),
                 )  # fmt: skip
                 if self.logs is not None:
                     self.logs.start(item.name, shim, number, from_end=True)
@@ -367,7 +389,12 @@ class TaskWork:
             raise SandboxFailed(f"the image of container {name} is no longer in the store")
         with self.timeline.phase(f"prepare {name}"):
             container = self.definition_of(name)
-            cgroup = held.group.result() if held.group else self._create_container(container)
+            self._ready.result()
+            if held.group is not None:
+                cgroup = held.group.result()
+            else:  # another supervisor provisioned, and may not have come that far
+                launch.make_directories(self.settings, self.run, launched.slot, container)
+                cgroup = launch.create_group(self.run, container)
             write_container_files(self.run, self.definition, container, launched.slot)
             inputs = self._inputs.of_container(container)
             volumes = (
@@ -467,7 +494,7 @@ class TaskWork:
         """Removes all of the task and tells so; `leftovers` says what could not be removed."""
         from fargatelite.runtime.images import open_store
 
-        with self._group_lock:
+        with self._group_lock, self._ready_lock:
             self._is_over = True
         self._close_endpoint()
         try:

@@ -77,7 +77,9 @@ def _ask(settings: Settings, image: str, address: str, *groups: str) -> int | No
         settings=settings,
         network_configuration=in_groups(*groups) if groups else None,
     )
-    return task.wait(TIMEOUT_S)
+    code = task.wait(TIMEOUT_S)
+    print(code, task.stopped_reason, task.describe()["containers"])  # what a failure needs
+    return code
 
 
 def _serve(stack: ExitStack, settings: Settings, image: str) -> Task:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fargatelite.cgroups import v1, v2
-from fargatelite.cgroups.detect import detect_driver, parse_mounts, parse_own_groups
+from fargatelite.cgroups.detect import choose_driver, parse_mounts, parse_own_groups
 from fargatelite.errors import HostUnsupported
 
 OWN_V1 = "4:memory:/sub\n2:cpu,cpuacct:/\n0::/\n"
@@ -31,20 +31,20 @@ def test_co_mounted_controllers_share_a_group(tmp_path: Path) -> None:
         v1_lines(tmp_path, names)
         for names in ("cpu,cpuacct", "memory", "pids", "freezer", "devices", "blkio")
     )
-    driver = detect_driver(text, OWN_V1)
+    driver = choose_driver(text, OWN_V1, has_systemd=None)
     assert isinstance(driver, v1.V1Driver)
     assert len(driver._hierarchies) == 5
 
 
 def test_v2_with_controllers_wins(tmp_path: Path) -> None:
     text = v2_line(tmp_path, "cpuset cpu io memory pids")
-    driver = detect_driver(text, "0::/\n", has_systemd=False)
+    driver = choose_driver(text, "0::/\n", has_systemd=False)
     assert isinstance(driver, v2.V2Driver)
     assert driver.directory("cpu", "fargatelite/x") == f"{tmp_path}/unified/fargatelite/x"
 
 
 def test_under_systemd_the_subtree_is_a_unit_of_its(tmp_path: Path) -> None:
-    driver = detect_driver(v2_line(tmp_path, "cpu memory pids"), "0::/\n", has_systemd=True)
+    driver = choose_driver(v2_line(tmp_path, "cpu memory pids"), "0::/\n", has_systemd=True)
     expected = f"{tmp_path}/unified/system.slice/fargatelite.service/fargatelite/x"
     assert driver.directory("cpu", "fargatelite/x") == expected
 
@@ -52,19 +52,21 @@ def test_under_systemd_the_subtree_is_a_unit_of_its(tmp_path: Path) -> None:
 def test_a_hierarchy_that_is_not_writable_is_named(tmp_path: Path) -> None:
     line = f"41 31 0:38 / {tmp_path}/absent ro - cgroup2 cgroup2 ro\n"
     with pytest.raises(HostUnsupported, match=r"v2 hierarchy at .*absent is not writable"):
-        detect_driver(line, "0::/\n")
+        choose_driver(line, "0::/\n", has_systemd=None)
 
 
 def test_hybrid_host_is_v1(tmp_path: Path) -> None:
     text = v2_line(tmp_path, "hugetlb") + "".join(
         v1_lines(tmp_path, name) for name in v1.CONTROLLERS
     )
-    assert isinstance(detect_driver(text, OWN_V1), v1.V1Driver)
+    assert isinstance(choose_driver(text, OWN_V1, has_systemd=None), v1.V1Driver)
 
 
 def test_missing_controllers_are_named(tmp_path: Path) -> None:
     with pytest.raises(HostUnsupported, match="lacks freezer, cpu, cpuacct, pids, devices"):
-        detect_driver(v2_line(tmp_path, "") + v1_lines(tmp_path, "memory"), OWN_V1)
+        choose_driver(
+            v2_line(tmp_path, "") + v1_lines(tmp_path, "memory"), OWN_V1, has_systemd=None
+        )
 
 
 def test_mount_points_are_unescaped() -> None:
