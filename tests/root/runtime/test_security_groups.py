@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -40,6 +41,8 @@ FromPort = 80
 ToPort = 80
 UserIdGroupPairs = [{ GroupName = "client" }]
 """
+logger = logging.getLogger(__name__)
+
 SERVE = "httpd -p 80 -h /etc; echo ready; sleep 300"
 
 
@@ -78,7 +81,7 @@ def _ask(settings: Settings, image: str, address: str, *groups: str) -> int | No
         network_configuration=in_groups(*groups) if groups else None,
     )
     code = task.wait(TIMEOUT_S)
-    print(code, task.stopped_reason, task.describe()["containers"])  # what a failure needs
+    logger.info("%s: %s", code, task.describe())  # pytest shows it with a failure
     return code
 
 
