@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import uuid
 from datetime import UTC, datetime
@@ -44,12 +45,13 @@ class TaskFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 def container_uuid(state: TaskState, name: str) -> str:
     """The last part of a container's ARN."""
-    return _uuid(state, name)
+    return _uuid(state.task_id, name)
 
 
-def _uuid(state: TaskState, what: str) -> str:
+@functools.lru_cache(maxsize=1024)  # each step of a task tells of all its parts
+def _uuid(task_id: str, what: str) -> str:
     """A stable id of a part of a task that has none of its own."""
-    return str(uuid.uuid5(_NAMESPACE, f"{state.task_id}/{what}"))
+    return str(uuid.uuid5(_NAMESPACE, f"{task_id}/{what}"))
 
 
 def _seconds(at_ns: int | None) -> float | None:
@@ -70,14 +72,14 @@ _ATTACHMENT_STATUS = {
 
 def _attachment(state: TaskState, facts: TaskFacts) -> dict[str, Any]:
     details = [
-        ("subnetId", facts.subnet_id or f"subnet-{_uuid(state, 'subnet')[-8:]}0000local"[:24]),
+        ("subnetId", facts.subnet_id or f"subnet-{_uuid(state.task_id, 'subnet')[-8:]}0000local"[:24]),
         ("networkInterfaceId", f"eni-{state.task_id[:17]}"),
         ("macAddress", facts.mac_address),
         ("privateDnsName", facts.private_dns_name),
         ("privateIPv4Address", facts.private_ipv4_address),
     ]
     return {
-        "id": _uuid(state, "eni"),
+        "id": _uuid(state.task_id, "eni"),
         "type": "ElasticNetworkInterface",
         "status": _ATTACHMENT_STATUS.get(str(state.last_status), "ATTACHED"),
         "details": [{"name": name, "value": value} for name, value in details if value],
@@ -123,7 +125,7 @@ def _container(
     shown["networkInterfaces"] = (
         [
             {
-                "attachmentId": _uuid(state, "eni"),
+                "attachmentId": _uuid(state.task_id, "eni"),
                 "privateIpv4Address": facts.private_ipv4_address,
             }
         ]
@@ -267,7 +269,7 @@ def describe_state_change(
     task["updatedAt"] = _iso(at_ns)
     return {
         "version": "0",
-        "id": _uuid(state, f"version {state.version}"),
+        "id": _uuid(state.task_id, f"version {state.version}"),
         "detail-type": "ECS Task State Change",
         "source": "aws.ecs",
         "account": facts.account,

@@ -115,9 +115,14 @@ class SupervisedTask:
         self._working = threading.Condition()
         self._work_count = 0
         self.changed = threading.Condition()
-        self.is_finished = False
+        self._finished = threading.Event()  # who waits for the end is not woken by each step
 
     # ---- any thread ----
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the task is STOPPED, nothing is left of it, and that has been told."""
+        return self._finished.is_set()
 
     def begin(self) -> None:
         """Starts the task's life."""
@@ -144,8 +149,7 @@ class SupervisedTask:
 
     def wait_finished(self, timeout_s: float | None) -> bool:
         """Waits until the task is STOPPED and nothing is left of it; whether it came to that."""
-        with self.changed:
-            return self.changed.wait_for(lambda: self.is_finished, timeout_s)
+        return self._finished.wait(timeout_s)
 
     def record(self) -> TaskRecord:
         """The task as it is written down."""
@@ -295,9 +299,8 @@ class SupervisedTask:
     def _emit(self, *events: Event) -> None:
         if events:
             append_events(self.settings.records, self.run.task_id, events)
-        if self._on_event is not None:
-            for event in events:
-                self.supervisor.call_back(partial(self._on_event, event))
+            if self._on_event is not None:
+                self.supervisor.call_back(*(partial(self._on_event, event) for event in events))
 
     def _carry_out(self, action: machine.Action) -> None:
         match action:
@@ -642,8 +645,8 @@ class SupervisedTask:
         self.supervisor.pool.submit(remove)
 
     def _tell_finished(self) -> None:
+        self._finished.set()
         with self.changed:
-            self.is_finished = True
             self.changed.notify_all()
         if self._on_finished is not None:
             self._on_finished()

@@ -95,7 +95,7 @@ class Supervisor:
         self.settings = settings
         self.pool = _Pool()
         self._inbox: queue.SimpleQueue[tuple[Job, Supervised | None]] = queue.SimpleQueue()
-        self._callbacks: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._callbacks: queue.SimpleQueue[tuple[Job, ...]] = queue.SimpleQueue()
         self._inotify: INotify | None = None
         self._directories: dict[int, tuple[Job, Supervised | None]] = {}
         self._selector = selectors.DefaultSelector()
@@ -116,9 +116,9 @@ class Supervisor:
         self._inbox.put((job, task))
         os.eventfd_write(self._wake, 1)
 
-    def call_back(self, job: Job) -> None:
-        """Runs a user's callback on the callback thread."""
-        self._callbacks.put(job)
+    def call_back(self, *jobs: Job) -> None:
+        """Runs a user's callbacks on the callback thread."""
+        self._callbacks.put(jobs)
 
     def add(self, task: Supervised) -> None:
         """Registers a task that must be over before the interpreter ends."""
@@ -226,7 +226,8 @@ class Supervisor:
 
     def _call_back(self) -> None:
         while True:
-            _guarded(self._callbacks.get(), None)
+            for job in self._callbacks.get():
+                _guarded(job, None)
 
 
 _supervisors: dict[Settings, Supervisor] = {}

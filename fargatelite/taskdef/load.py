@@ -6,8 +6,10 @@ Taken are RegisterTaskDefinition requests, bare or as DescribeTaskDefinition pri
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -154,6 +156,12 @@ def load_definition(source: Source, policy: Policy = FARGATE) -> TaskDefinition:
         report, one problem alone.
     """
     document, prefix, text = _open(source)
+    try:
+        key = json.dumps(document), policy
+    except (TypeError, ValueError, RecursionError):
+        key = None  # not JSON, which the problems will say
+    if key is not None and key in _checked:
+        return _checked[key]
     definition, malformed, refused = decode(document, policy)
     first, later = ([], []) if definition is None else check_rules(definition, policy)
     # The service's order: by shape, as boto3 before it sends; then as check_rules says. What has
@@ -165,7 +173,19 @@ def load_definition(source: Source, policy: Policy = FARGATE) -> TaskDefinition:
     if problems:
         raise _invalid(problems, text, prefix)
     assert isinstance(definition, TaskDefinition)
-    return _with_host_ports(definition)
+    definition = _with_host_ports(definition)
+    if key is not None:
+        with _checked_lock:
+            while len(_checked) >= _MAX_CHECKED:
+                del _checked[next(iter(_checked))]
+            _checked[key] = definition
+    return definition
+
+
+_checked: dict[tuple[str, Policy], TaskDefinition] = {}
+"""Definitions that were good, by their JSON: who runs many tasks runs the same few."""
+_MAX_CHECKED = 64
+_checked_lock = threading.Lock()
 
 
 def _with_host_ports(definition: TaskDefinition) -> TaskDefinition:
@@ -193,6 +213,12 @@ def load_recorded(wire: Mapping[str, Any]) -> TaskDefinition:
 
     Raises: StateCorrupt when it has not the shape of a definition.
     """
+    return _load_encoded(msgspec.json.encode(wire))
+
+
+@functools.lru_cache(maxsize=64)
+def _load_encoded(data: bytes) -> TaskDefinition:
+    wire = msgspec.json.decode(data)
     decoded = decode({key: value for key, value in wire.items() if key not in _STORED})
     if not isinstance(decoded.value, TaskDefinition):
         raise StateCorrupt(f"a recorded task definition is damaged: {decoded.malformed[0]}")
