@@ -26,8 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from report import BENCH, describe_machine  # noqa: E402
-
+from benchmarks.report import BENCH, describe_machine  # noqa: E402
 from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits, Driver  # noqa: E402
 from fargatelite.cgroups.detect import detect_driver  # noqa: E402
 from fargatelite.meter.ledger import LedgerHeader, read_ledger  # noqa: E402

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 from meter import python_sweep_ns
-from report import BENCH, Table
 
+from benchmarks.report import BENCH, Table
 from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits
 from fargatelite.cgroups.detect import detect_driver
 from fargatelite.meter.ledger import LedgerHeader

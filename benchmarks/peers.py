@@ -21,9 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks.report import BENCH
+
 T = TypeVar("T")
 
 CLONE_NEWNS = 0x20000
+CLONE_NEWNET = 0x40000000
 MS_REC, MS_PRIVATE, MS_BIND = 0x4000, 0x40000, 0x1000
 MNT_DETACH = 2
 CGROUPS = Path("/sys/fs/cgroup")
@@ -42,8 +45,9 @@ def _mount(source: str, target: Path, kind: str | None, flags: int, data: str | 
         raise OSError(error, f"mount {source}: {os.strerror(error)}", str(target))
 
 
-def _enter_namespace(directory: Path) -> None:
-    """Gives the calling thread, and what it starts, a mount namespace of its own."""
+def _enter_namespace(directory: Path, root: Path | None, visible: Sequence[str]) -> None:
+    """Gives the calling thread, and what it starts, a mount namespace of its own, and `root` as
+    their root directory, in which the host's other files are at their places."""
     if _libc.unshare(CLONE_NEWNS):
         error = ctypes.get_errno()
         raise OSError(error, f"unshare: {os.strerror(error)}; run as root")
@@ -66,6 +70,22 @@ def _enter_namespace(directory: Path) -> None:
             (CGROUPS / name).mkdir()
             _mount(f"/proc/thread-self/fd/{descriptor}", CGROUPS / name, None, MS_BIND, None)
             os.close(descriptor)
+    if root is not None:
+        _mount(str(root), root, None, MS_BIND, None)  # programs want their root to be a mount
+        for place in ("/proc", "/sys", "/dev", "/run", str(BENCH), *visible):
+            target = root / place.strip("/")
+            target.mkdir(parents=True, exist_ok=True)
+            _mount(place, target, None, MS_BIND | MS_REC, None)
+        os.chroot(root)  # of this thread: its unshare(2) gave it directories of its own
+        os.chdir("/")
+
+
+def leave_network() -> None:
+    """Gives the calling thread, and what it starts, a network of its own, so that what a peer adds
+    to one is added there."""
+    if _libc.unshare(CLONE_NEWNET):
+        error = ctypes.get_errno()
+        raise OSError(error, f"unshare: {os.strerror(error)}")
 
 
 @contextlib.contextmanager
@@ -90,14 +110,17 @@ def is_mixed() -> bool:
 
 
 class Peers:
-    """Runs the peers' commands on one thread in the namespace made for them."""
+    """Runs the peers' commands on one thread in the namespace made for them, with the programs of
+    `root` if given."""
 
-    def __init__(self, directory: Path, run: Path) -> None:
+    def __init__(self, directory: Path, run: Path, root: Path | None = None) -> None:
         self.directory = directory
         self.run_directory = run
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.group = f"fargatelite/test-bench-peers-{os.getpid()}"
-        self._thread = ThreadPoolExecutor(1, initializer=_enter_namespace, initargs=(directory,))
+        self._thread = ThreadPoolExecutor(
+            1, initializer=_enter_namespace, initargs=(directory, root, (str(run),))
+        )
 
     def call(self, work: Callable[[], T]) -> T:
         """Runs `work` on the peers' thread."""
@@ -179,9 +202,9 @@ def timed_ms(command: Sequence[str | Path]) -> float:
 
 
 @contextlib.contextmanager
-def running_peers(directory: Path, run: Path) -> Iterator[Peers]:
+def running_peers(directory: Path, run: Path, root: Path | None = None) -> Iterator[Peers]:
     """Peers that leave nothing behind; `run` is where they keep what others keep in /run."""
-    peers = Peers(directory, run)
+    peers = Peers(directory, run, root)
     try:
         yield peers
     finally:
@@ -189,10 +212,10 @@ def running_peers(directory: Path, run: Path) -> Iterator[Peers]:
 
 
 def write_bundle(bundle: Path, group: str, arguments: Sequence[str]) -> None:
-    """An OCI bundle beside an existing `rootfs`: what `crun spec` proposes, as Fargate runs it.
+    """An OCI bundle beside an existing `rootfs`: what `crun spec` proposes, with the smallest
+    task's limits.
 
-    Changed: no terminal, a writable root, the process, docker's masks, which ours has too, and the
-    group.
+    Changed: no terminal, a writable root, the process, the group and its limits.
     """
     (bundle / "config.json").unlink(missing_ok=True)
     subprocess.run(["crun", "spec"], cwd=bundle, check=True, timeout=TIMEOUT_S)
@@ -201,4 +224,9 @@ def write_bundle(bundle: Path, group: str, arguments: Sequence[str]) -> None:
     config["process"]["rlimits"] = []  # this test must also run without CAP_SYS_RESOURCE
     config["root"]["readonly"] = False
     config["linux"]["cgroupsPath"] = f"/{group}/crun"
+    config["linux"]["resources"] = {
+        "cpu": {"shares": 256, "quota": 25_000, "period": 100_000},
+        "memory": {"limit": 512 << 20},
+        "pids": {"limit": 32768},
+    }
     (bundle / "config.json").write_text(json.dumps(config))

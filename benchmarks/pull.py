@@ -21,11 +21,11 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from images import TAG, describe_layer, make_large, running_registry
 from isal import isal_zlib
-from peers import Peers, memory_directory, running_peers
-from report import BENCH, Table
 
+from benchmarks.images import TAG, describe_layer, make_large, running_registry
+from benchmarks.peers import Peers, memory_directory, running_peers
+from benchmarks.report import BENCH, Table
 from fargatelite.images.credentials import RegistryConfig
 from fargatelite.images.store import ImageStore
 

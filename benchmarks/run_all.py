@@ -15,11 +15,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
-import launch
-import meter_tick
-import pull
-from report import Table, describe_machine, write_results
-
+from benchmarks import launch, meter_tick, pull
+from benchmarks.report import Table, describe_machine, write_results
 from fargatelite.errors import FargateliteError
 
 BENCHMARKS: dict[str, tuple[Callable[[int], Table], int]] = {

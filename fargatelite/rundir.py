@@ -28,6 +28,7 @@ from pathlib import Path
 
 import msgspec
 
+from fargatelite.descriptors import move_high
 from fargatelite.errors import ConfigurationInvalid, StateCorrupt, TaskBusy, TaskNotFound
 from fargatelite.names import TaskId, parse_task_id
 
@@ -144,7 +145,7 @@ class RunDirectory:
         if not self._is_at_its_place(fd):
             os.close(fd)
             raise TaskNotFound(f"task {self.task_id} is gone")
-        self._lock_fd = fd
+        self._lock_fd = move_high(fd)
 
     def _is_at_its_place(self, fd: int) -> bool:
         try:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from fargatelite.descriptors import move_high
 from fargatelite.errors import HostUnsupported, SandboxFailed, StateCorrupt
 
 __all__ = [
@@ -237,7 +238,7 @@ class Shim:
     """A connection to one task's shim. Use from one thread; `fileno()` is for a selector."""
 
     def __init__(self, connection: socket.socket, pid: int | None) -> None:
-        self._connection = connection
+        self._connection = socket.socket(fileno=move_high(connection.detach()))
         self.pid = pid
         """Process id when this process is its parent, else None."""
 
@@ -378,8 +379,7 @@ class Shim:
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(payload[: len(payload) - len(payload) % 4])
-        for fd in descriptors:
-            os.set_inheritable(fd, False)
+        descriptors = array.array("i", [move_high(fd) for fd in descriptors])
         if not data:
             return None
         return self._decode(data, list(descriptors))

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from fargatelite.descriptors import move_high
 from fargatelite.errors import NetworkFailed
 from fargatelite.metadata.faults import FaultInjector, NetworkFaults
 from fargatelite.metadata.routes import Source, answer
@@ -65,6 +66,7 @@ def open_endpoint(netns_fd: int) -> OpenedEndpoint:
     rules = TaskRules(netns_fd)
     try:
         listener = run_in_namespace(netns_fd, _listen)
+        listener = socket.socket(fileno=move_high(listener.detach()))
         try:
             rules.redirect_metadata()
         except BaseException:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct, structs
 
+from fargatelite.descriptors import move_high
 from fargatelite.errors import (
     CgroupFailed,
     FargateliteError,
@@ -431,7 +432,7 @@ class Sampler:
 
 def _open_counter(file: str) -> int:
     try:
-        return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        return move_high(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "?")
         if error.errno == errno.EMFILE:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msgspec import Struct, structs
 
+from fargatelite.descriptors import move_high
 from fargatelite.errors import StateCorrupt, TaskBusy
 from fargatelite.meter import ledger
 
@@ -102,7 +103,7 @@ class _NewestFirst:
 
 def _lock(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(path, flags, 0o600)
+    descriptor = move_high(os.open(path, flags, 0o600))
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

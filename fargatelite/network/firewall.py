@@ -33,6 +33,7 @@ import msgspec
 
 from fargatelite.errors import HostUnsupported, NetworkFailed
 from fargatelite.network import rules
+from fargatelite.network.nft import open_context
 from fargatelite.network.rules import TABLE, Element, Snapshot
 from fargatelite.network.slot import PortPublication, Slot
 from fargatelite.security_groups import SecurityGroup
@@ -65,22 +66,6 @@ _kept: tuple[tuple[int, int], Any] | None = None
 """Process and namespace of the newest context, and the context; under the lock."""
 
 
-def _open_context() -> Any:
-    """A libnftables context, bound to the calling thread's network namespace.
-
-    Raises: HostUnsupported without libnftables.
-    """
-    try:
-        import nftables
-
-        context = nftables.Nftables()
-    except (ImportError, OSError) as error:
-        raise HostUnsupported("libnftables is missing: apt-get install libnftables1") from error
-    context.set_json_output(True)
-    context.set_numeric_proto_output(True)
-    return context
-
-
 def _context_for(namespace: int) -> Any:
     """The kept context when it is of that namespace (and not of a forked parent), else a new one.
 
@@ -90,7 +75,9 @@ def _context_for(namespace: int) -> Any:
     global _kept
     key = (os.getpid(), os.fstat(namespace).st_ino)
     if _kept is None or _kept[0] != key:
-        _kept = (key, _open_context())
+        context = open_context()
+        context.set_numeric_proto_output(True)
+        _kept = (key, context)
     return _kept[1]
 
 

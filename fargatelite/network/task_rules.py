@@ -16,10 +16,10 @@ import errno
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
 
-from fargatelite.errors import HostUnsupported, NetworkFailed
-from fargatelite.network.namespaces import run_in_namespace
+from fargatelite.descriptors import move_high
+from fargatelite.errors import NetworkFailed
+from fargatelite.network.nft import run_commands
 from fargatelite.network.slot import METADATA_ADDRESS
 
 __all__ = ["METADATA_LISTEN_PORT", "METADATA_PORT", "TaskRules"]
@@ -62,19 +62,14 @@ dnat ip to {METADATA_ADDRESS}:{METADATA_LISTEN_PORT}
 
 
 class TaskRules:
-    """The rules of one namespace. Not thread-safe.
-
-    Keeps a netlink socket and a descriptor of the namespace until `close`.
-    """
+    """The rules of one namespace. Not thread-safe. Keeps a descriptor of it until `close`."""
 
     def __init__(self, netns_fd: int) -> None:
-        """Raises: HostUnsupported without libnftables, NetworkFailed."""
-        self._context: Any = run_in_namespace(netns_fd, _open_context)
-        self.netns_fd = os.dup(netns_fd)
+        self.netns_fd = move_high(os.dup(netns_fd))
 
     def redirect_metadata(self) -> None:
         """Makes `METADATA_PORT` reach the listener; may be repeated. Raises: NetworkFailed."""
-        code, _, error = self._context.cmd(_REDIRECT)
+        code, _, error = run_commands(self.netns_fd, _REDIRECT)
         if code == 0:
             return
         if os.strerror(errno.EPERM) not in error:
@@ -116,14 +111,13 @@ class TaskRules:
         )
 
     def close(self) -> None:
-        """Lets go of the namespace; rules stay as long as it does. Takes some 10 ms (RCU)."""
-        self._context = None
+        """Lets go of the namespace; rules stay as long as it does."""
         if self.netns_fd >= 0:
             os.close(self.netns_fd)
             self.netns_fd = -1
 
     def _run(self, commands: str) -> str:
-        code, output, error = self._context.cmd(commands)
+        code, output, error = run_commands(self.netns_fd, commands)
         if code != 0:
             raise _refused(error)
         return str(output)
@@ -133,15 +127,3 @@ def _refused(error: str) -> NetworkFailed:
     return NetworkFailed(
         f"nftables refused a rule in the task's namespace: {error.strip()}", path=_TABLE
     )
-
-
-def _open_context() -> Any:
-    """A libnftables context of the calling thread's network namespace."""
-    try:
-        import nftables
-
-        context = nftables.Nftables()
-    except (ImportError, OSError) as error:
-        raise HostUnsupported("libnftables is missing: apt-get install libnftables1") from error
-    context.set_json_output(True)
-    return context

@@ -70,9 +70,13 @@ _ATTACHMENT_STATUS = {
 }
 
 
+def _local_subnet(task_id: str) -> str:
+    return f"subnet-{_uuid(task_id, 'subnet')[-8:]}0000local"[:24]
+
+
 def _attachment(state: TaskState, facts: TaskFacts) -> dict[str, Any]:
     details = [
-        ("subnetId", facts.subnet_id or f"subnet-{_uuid(state.task_id, 'subnet')[-8:]}0000local"[:24]),
+        ("subnetId", facts.subnet_id or _local_subnet(state.task_id)),
         ("networkInterfaceId", f"eni-{state.task_id[:17]}"),
         ("macAddress", facts.mac_address),
         ("privateDnsName", facts.private_dns_name),

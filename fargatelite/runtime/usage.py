@@ -13,6 +13,7 @@ import msgspec
 from fargatelite import names
 from fargatelite.cgroups.cgroup import Cgroup
 from fargatelite.cgroups.detect import detect_driver
+from fargatelite.descriptors import move_high
 from fargatelite.errors import CgroupFailed, StateCorrupt
 from fargatelite.rundir import EXITS_NAME, RunDirectory
 from fargatelite.runtime.record import TaskRecord
@@ -88,7 +89,9 @@ def meter_network(sampler: Sampler, task_id: names.TaskId, netns_fd: int) -> Non
     from fargatelite.network.namespaces import run_in_namespace
 
     flags = os.O_RDONLY | os.O_CLOEXEC
-    descriptor = run_in_namespace(netns_fd, lambda: os.open("/proc/thread-self/net/dev", flags))
+    descriptor = move_high(
+        run_in_namespace(netns_fd, lambda: os.open("/proc/thread-self/net/dev", flags))
+    )
     sampler.add_network(task_id, descriptor)
 
 
