@@ -13,7 +13,7 @@ APT_RUN := gcc libc6-dev e2fsprogs python3-dev python3-venv libcap-dev libseccom
 APT_DEMO := mmdebstrap umoci skopeo docker-registry
 APT_TEST := busybox-static openssl erofs-utils xfsprogs attr libcap2-bin iproute2 nftables zstd clang-format chromium
 APT_FUZZ := clang libclang-rt-dev
-APT_BENCH := crun runc podman
+APT_BENCH := crun runc podman bubblewrap containerd
 APT_VM := qemu-system-x86 mmdebstrap e2fsprogs debian-archive-keyring git
 APT_VAGRANT := vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients dnsmasq-base iptables qemu-utils rsync
 
@@ -118,9 +118,25 @@ docs: build ## Rewrite docs/fargate-compatibility.md from fields and marked test
 	$(PY) -m fargatelite.taskdef.compatibility
 
 .PHONY: bench
-bench: build ## Launch, pull and meter beside crun, podman and a bare C loop, in one run.
+bench: build ## Everything that has goals beside peers, in one run: benchmarks/results/*.json.
 	@$(call apt,$(APT_DEMO) $(APT_TEST) $(APT_BENCH))
-	$(PY) benchmarks/run_all.py
+	$(PY) -m benchmarks.run_all
+
+BENCHES := launch cli pull inside density
+.PHONY: $(BENCHES:%=bench-%)
+$(BENCHES:%=bench-%): build ## One of them.
+	@$(call apt,$(APT_DEMO) $(APT_TEST) $(APT_BENCH))
+	$(PY) -m benchmarks.run_all --only $(@:bench-%=%)
+
+.PHONY: bench-guard
+bench-guard: build ## A minute: ratios beside peers that must not get twice as bad unseen.
+	@$(call apt,$(APT_DEMO) $(APT_TEST) crun)
+	@$(PY) -m benchmarks.guard
+
+.PHONY: profile-launch
+profile-launch: build ## Where the time of one launch goes, in microseconds.
+	@$(call apt,$(APT_DEMO) $(APT_TEST))
+	@$(PY) -m benchmarks.profile_launch
 
 .PHONY: attacks-podman
 attacks-podman: build ## The attack program beside podman's defaults: a table in docs/security.md.
@@ -132,7 +148,7 @@ bench-neighbours: build ## A victim's p99 beside hostile tasks: JSON and a table
 
 .PHONY: bench-meter
 bench-meter: build ## What metering costs: benchmarks/results/meter.json and docs/meter-cost.svg.
-	$(PY) benchmarks/meter.py
+	$(PY) -m benchmarks.meter
 
 .PHONY: build
 build: .venv/.installed ## Virtual environment and C parts; compiles what is stale.

@@ -10,12 +10,9 @@ import contextlib
 import io
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the tests' images serve here as well
 
 from tests.fixtures.images import (
     RunningRegistry,

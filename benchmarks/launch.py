@@ -33,7 +33,7 @@ from benchmarks.peers import (
     write_bundle,
 )
 from benchmarks.report import BENCH, p50, p99
-from benchmarks.results import Row, bars, compare, state, versions, write_results
+from benchmarks.rows import Row, bars, compare, state, versions, write_results
 from fargatelite.runtime.events import ContainerEvent, Event
 from fargatelite.settings import Settings
 from tests.fixtures.images import build_oci_layout, busybox_files, tar_layer

@@ -12,7 +12,6 @@ Needs root: it makes real groups.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import statistics
@@ -23,18 +22,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import BENCH
+from benchmarks.rows import Row, write_results
+from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits, Driver
+from fargatelite.cgroups.detect import detect_driver
+from fargatelite.meter.ledger import LedgerHeader, read_ledger
+from fargatelite.meter.rollup import roll_up, rollup_path
+from fargatelite.meter.sampler import Sampler
+from fargatelite.settings import Settings
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.report import BENCH, describe_machine  # noqa: E402
-from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits, Driver  # noqa: E402
-from fargatelite.cgroups.detect import detect_driver  # noqa: E402
-from fargatelite.meter.ledger import LedgerHeader, read_ledger  # noqa: E402
-from fargatelite.meter.rollup import roll_up, rollup_path  # noqa: E402
-from fargatelite.meter.sampler import Sampler  # noqa: E402
-from fargatelite.settings import Settings  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "meter.json"
 PLOT = ROOT / "docs" / "meter-cost.svg"
 COUNTS = (1, 10, 50, 100, 200, 500, 1000, 1500, 2000)
 TASK_HOUR_S = 3600
@@ -123,15 +120,15 @@ def rss_bytes() -> int:
 def row(
     name: str, unit: str, value: float, *, peer: str | None = None,
     peer_value: float | None = None, goal: str, met: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """One row of the results."""
+) -> Row:  # fmt: skip
+    """One row of the results. Values are medians of ratios within a round, where there are any."""
     print(f"{name:58} {value:12.4g} {unit:10} goal {goal:14} {'met' if met else 'NOT MET'}"
           + (f"   {peer}: {peer_value:.4g}" if peer_value is not None else ""))  # fmt: skip
-    return {"name": name, "unit": unit, "value": value, "peer": peer, "peer_value": peer_value,
-            "goal": goal, "met": met}  # fmt: skip
+    return Row(name=name, unit=unit, value=value, peer=peer, peer_value=peer_value,
+               goal=goal or None, met=met if goal else None)  # fmt: skip
 
 
-def measure_sample(fleet: Fleet, rounds: int) -> list[dict[str, Any]]:
+def measure_sample(fleet: Fleet, rounds: int) -> list[Row]:
     """One sample of a task with one container, by group: against its bare preads in C and against
     Python."""
     fleet.grow(50)
@@ -159,7 +156,7 @@ def measure_sample(fleet: Fleet, rounds: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def measure_cold(fleet: Fleet, rounds: int) -> list[dict[str, Any]]:
+def measure_cold(fleet: Fleet, rounds: int) -> list[Row]:
     """Why a group costs more among many: the bare preads of few groups, when what the kernel keeps
     of them has left the CPU's caches, beside those of many."""
     fleet.grow(50)
@@ -175,7 +172,7 @@ def measure_cold(fleet: Fleet, rounds: int) -> list[dict[str, Any]]:
                 peer_value=statistics.median(warm), goal="", met=True)]  # fmt: skip
 
 
-def measure_slow(fleet: Fleet, rounds: int) -> list[dict[str, Any]]:
+def measure_slow(fleet: Fleet, rounds: int) -> list[Row]:
     """What the slow kinds add at their default pace."""
     fleet.grow(50)
     values = [per_round_ns(fleet.sampler.run_sweeps, 40) / 50 / 1000 for _ in range(rounds)]
@@ -183,7 +180,7 @@ def measure_slow(fleet: Fleet, rounds: int) -> list[dict[str, Any]]:
                 goal="", met=True)]  # fmt: skip
 
 
-def measure_line(fleet: Fleet, rounds: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def measure_line(fleet: Fleet, rounds: int) -> tuple[list[dict[str, Any]], list[Row]]:
     """Cost against the number of groups, ours and Python's."""
     points = []
     for count in COUNTS:
@@ -216,9 +213,7 @@ def measure_line(fleet: Fleet, rounds: int) -> tuple[list[dict[str, Any]], list[
     ]  # fmt: skip
 
 
-def measure_fleet(
-    driver: Driver, directory: Path, count: int, seconds: int
-) -> list[dict[str, Any]]:
+def measure_fleet(driver: Driver, directory: Path, count: int, seconds: int) -> list[Row]:
     """Live groups sampled by the thread once a second."""
     sampler = Sampler()
     before_bytes = rss_bytes()
@@ -336,7 +331,7 @@ class HourFiles:
             (self._directory / name).write_text(text)
 
 
-def measure_size(directory: Path) -> list[dict[str, Any]]:
+def measure_size(directory: Path) -> list[Row]:
     """Ledgers of an hour: of one group, and of a task with one container."""
     rows = []
     for name, version, has_container in (
@@ -361,7 +356,7 @@ def measure_size(directory: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def measure_bill(directory: Path) -> list[dict[str, Any]]:
+def measure_bill(directory: Path) -> list[Row]:
     """`bill --by family` over 10,000 stopped tasks of an hour."""
     from fargatelite.billing.invoice import group_bills
     from fargatelite.meter.ledger import read_task_ledger
@@ -449,11 +444,10 @@ def main() -> None:
         sys.exit("the benchmark needs root: it makes groups")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    machine = describe_machine() | {"load average": " ".join(map(str, os.getloadavg()))}
-    print("; ".join(f"{name} {value}" for name, value in machine.items()))
+    load = os.getloadavg()[0]
     driver = detect_driver()
     BENCH.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=BENCH) as directory:
         fleet = Fleet(driver, Path(directory), Sampler())
         try:
@@ -479,13 +473,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=BENCH) as directory:
         rows += measure_size(Path(directory))
         rows += measure_bill(Path(directory) / "bills")
-    machine["load average at the end"] = " ".join(map(str, os.getloadavg()))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(
-        json.dumps({"machine": machine, "rows": rows, "line": points}, indent=1) + "\n"
-    )
+    print(f"load {load:.1f}, at the end {os.getloadavg()[0]:.1f}")
+    write_results("meter", rows, {}, {"line": points})
     PLOT.write_text(draw(points))
-    sys.exit(0 if all(item["met"] for item in rows) else 1)
+    sys.exit(0 if all(item.met is not False for item in rows) else 1)
 
 
 if __name__ == "__main__":

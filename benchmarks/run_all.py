@@ -1,9 +1,7 @@
-"""`make bench`: launch, pull and meter beside their peers, in one run.
+"""`make bench`: every benchmark that has goals beside peers, in one run; all write their
+`benchmarks/results/NAME.json` and plots.
 
-    run_all.py [--only launch|pull|meter] [--rounds N]
-
-Ratios below 1 are ours being faster. Single values lie in build/bench/results as JSON; all else
-that is made lies in build/bench, and all that is started has ended when this ends.
+    python -m benchmarks.run_all [--only NAME]... [--rounds N]
 """
 
 from __future__ import annotations
@@ -15,37 +13,43 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from benchmarks import launch, meter_tick, pull
-from benchmarks.report import Table, describe_machine, write_results
+from benchmarks import cli, density, inside, launch, pull
+from benchmarks.report import describe_machine
+from benchmarks.rows import Row
+from benchmarks.tables import write_tables
 from fargatelite.errors import FargateliteError
 
-BENCHMARKS: dict[str, tuple[Callable[[int], Table], int]] = {
+BENCHMARKS: dict[str, tuple[Callable[[int], list[Row]], int]] = {
     "launch": (launch.run, launch.ROUNDS),
+    "cli": (cli.run, cli.ROUNDS),
     "pull": (pull.run, pull.ROUNDS),
-    "meter": (meter_tick.run, meter_tick.ROUNDS),
+    "inside": (inside.run, inside.ROUNDS),
+    "density": (density.run, density.TASKS),
 }
 
 
 def main() -> None:
-    """Runs the chosen benchmarks and prints their tables."""
-    parser = argparse.ArgumentParser(description="benchmarks beside crun, podman and a C loop")
+    """Runs the chosen benchmarks; ends with 1 when one of them could not be run. A goal that is not
+    met is a result."""
+    parser = argparse.ArgumentParser(description="benchmarks beside crun, podman and others")
     parser.add_argument("--only", action="append", choices=list(BENCHMARKS))
-    parser.add_argument("--rounds", type=int, help="rounds of each, by default as many as it has")
+    parser.add_argument("--rounds", type=int, help="rounds (density: tasks) of each")
     arguments = parser.parse_args()
     if os.getuid() != 0:
         sys.exit("the benchmarks need root: they make namespaces, cgroups and mounts")
-    machine = describe_machine()
-    print("; ".join(f"{name} {value}" for name, value in machine.items()))
-    tables = []
+    print("; ".join(f"{name} {value}" for name, value in describe_machine().items()))
     failed = False
+    rows: list[Row] = []
     for name in arguments.only or BENCHMARKS:
         work, rounds = BENCHMARKS[name]
         try:
-            tables.append(work(arguments.rounds or rounds))
+            rows += work(arguments.rounds or rounds)
         except (RuntimeError, OSError, subprocess.SubprocessError, FargateliteError):
             failed = True
             traceback.print_exc()  # the others' figures are worth having all the same
-    print(f"\nall values: {os.path.relpath(write_results(machine, tables))}")
+    write_tables()
+    goals = [row for row in rows if row.goal is not None]
+    print(f"\n{sum(bool(row.met) for row in goals)} of {len(goals)} goals met")
     sys.exit(1 if failed else 0)
 
 

@@ -16,6 +16,8 @@ from benchmarks.report import describe_machine, p50, p99
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = RESULTS / "schema.json"
+SCHEMED = ("launch", "cli", "pull", "inside", "density", "meter")
+"""The files that it describes."""
 
 PEERS = {
     "crun": ["crun", "--version"],
@@ -28,7 +30,7 @@ PEERS = {
 }
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One question and its answer. `n`, `least` and `p99` belong to `value`."""
 
     name: str
@@ -154,3 +156,7 @@ def bars(title: str, unit: str, values: Sequence[tuple[str, float, bool]]) -> st
             f'height="18"/><text x="{left + length + 6:.1f}" y="{y + 14}">{value:.3g}</text>'
         )
     return "".join(out) + "</svg>\n"
+
+
+if __name__ == "__main__":
+    SCHEMA.write_bytes(schema())
