@@ -208,7 +208,7 @@ def run(count: int = TASKS) -> list[Row]:
     print(f"\ndensity: {count} idle tasks of one process")
     with memory_directory() as directory:
         rows = measure_tasks(base, directory, count)
-        rows += measure_images(base, directory, SHARED_IMAGES if count == TASKS else 3)
+        rows += measure_images(base, directory, SHARED_IMAGES if count > 500 else 3)
     write_results("density", rows, versions(("podman",)))
     return rows
 

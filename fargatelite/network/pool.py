@@ -2,7 +2,8 @@
 
 Addresses, interfaces and ids are the host's, so there is one directory for all run roots of a host:
 two that chose for themselves would give the same ids to two tasks. `<index>.json` names the slot's
-task and its run root; `network.json` holds the subnet, chosen by the first task and dropped with
+task and its run root, and the symbolic link `<task id>` leads to it, so that no launch reads the
+files of all other tasks; `network.json` holds the subnet, chosen by the first task and dropped with
 the last slot. All changes happen under one flock; a slot file is complete the moment that it has
 its name (written aside, then linked), and exists before anything of the slot is made in the kernel.
 """
@@ -134,10 +135,10 @@ class SlotPool:
         """
         with self._locked():
             subnet = self._ensure_subnet()
-            taken = self._read_slots()
-            for index, owner in taken.items():
-                if owner.task_id == task_id:
-                    return slot_for(index, task_id, subnet)
+            taken = self._taken()
+            own = self._index_of_task(task_id)
+            if own is not None:
+                return slot_for(own, task_id, subnet)
             wanted = range(MAX_SLOTS) if address is None else (_index_of(address, subnet),)
             for index in wanted:
                 if index not in taken:
@@ -145,6 +146,7 @@ class SlotPool:
                         version=FORMAT_VERSION, task_id=task_id, run_root=self._run_root
                     )
                     self._publish(self._directory / f"{index}.json", content)
+                    os.symlink(f"{index}.json", self._directory / task_id)
                     return slot_for(index, task_id, subnet)
         if address is not None:
             raise NetworkFailed(f"address {address} is another task's: stop that task first")
@@ -153,11 +155,14 @@ class SlotPool:
     def release(self, task_id: TaskId) -> None:
         """Frees the task's slot, if it has one; call it when nothing of the slot is left."""
         with self._locked():
-            taken = self._read_slots()
-            for index, owner in taken.items():
-                if owner.task_id == task_id:
-                    (self._directory / f"{index}.json").unlink()
-            if all(owner.task_id == task_id for owner in taken.values()):
+            index = self._index_of_task(task_id)
+            if index is None:  # who made it was ended before the link was there
+                owners = self._read_slots().items()
+                index = next((at for at, owner in owners if owner.task_id == task_id), None)
+            if index is not None:
+                (self._directory / task_id).unlink(missing_ok=True)  # first: it never leads nowhere
+                (self._directory / f"{index}.json").unlink()
+            if not self._taken():
                 self._network_file.unlink(missing_ok=True)
 
     def list_own(self) -> list[Slot]:
@@ -213,15 +218,37 @@ class SlotPool:
             ) from error
         return stored.subnet
 
-    def _read_slots(self) -> dict[int, _SlotFile]:
-        slots: dict[int, _SlotFile] = {}
-        for path in self._directory.glob("*.json"):
-            if path == self._network_file:
+    def _index_of_task(self, task_id: TaskId) -> int | None:
+        """Where its link leads; None without one."""
+        try:
+            index = int(os.readlink(self._directory / task_id).removesuffix(".json"))
+        except FileNotFoundError:
+            return None
+        owner = _decode(self._directory / f"{index}.json", _SlotFile)
+        if owner.task_id != task_id:
+            raise StateCorrupt(
+                f"slot {index} is task {owner.task_id}'s, and {task_id} leads to it",
+                path=self._directory / task_id,
+            )
+        return index
+
+    def _taken(self) -> set[int]:
+        """The indices of all slots that are some task's."""
+        found = set()
+        for name in os.listdir(self._directory):
+            stem, _, suffix = name.rpartition(".")
+            if suffix != "json" or not stem or name.startswith(".") or stem == "network":
                 continue
-            if not path.stem.isdecimal() or int(path.stem) >= MAX_SLOTS:
+            if not stem.isdecimal() or int(stem) >= MAX_SLOTS:
+                path = self._directory / name
                 raise StateCorrupt(f"{path} is not the name of a slot", path=path)
-            slots[int(path.stem)] = _decode(path, _SlotFile)
-        return slots
+            found.add(int(stem))
+        return found
+
+    def _read_slots(self) -> dict[int, _SlotFile]:
+        return {
+            index: _decode(self._directory / f"{index}.json", _SlotFile) for index in self._taken()
+        }
 
     def _publish(self, path: Path, content: Struct) -> None:
         """Makes the whole file appear at once; refuses to replace one. Under the lock."""

@@ -99,8 +99,34 @@ def test_subnet_stays_while_a_slot_is_taken(tmp_path: Path) -> None:
 def test_damaged_files_are_named(tmp_path: Path, file: str, content: str, message: str) -> None:
     (tmp_path / "slots").mkdir()
     (tmp_path / file).write_text(content)
+    pool = SlotPool(tmp_path, tmp_path / "slots")
+
+    def use() -> None:
+        pool.allocate(new_task_id())
+        pool.list_own()
+
     with pytest.raises(StateCorrupt, match=message):
-        SlotPool(tmp_path, tmp_path / "slots").allocate(new_task_id())
+        use()
+
+
+def test_a_slot_without_its_link_is_released(tmp_path: Path) -> None:
+    """Its owner was killed between the two, or is older than the links."""
+    pool = SlotPool(tmp_path, tmp_path / "slots")
+    first, second = new_task_id(), new_task_id()
+    pool.allocate(first)
+    slot = pool.allocate(second)
+    (tmp_path / "slots" / first).unlink()
+    assert pool.list_lost()[0].task_id == first
+    pool.release(first)
+    assert pool.list_own() == [slot]
+    assert pool.allocate(first).index == 0
+
+
+def test_others_slots_are_not_read_for_a_new_one(tmp_path: Path) -> None:
+    pool = SlotPool(tmp_path, tmp_path / "slots")
+    pool.allocate(new_task_id())
+    (tmp_path / "slots/0.json").write_text("[]")
+    assert pool.allocate(new_task_id()).index == 1
 
 
 def test_two_run_roots_share_the_hosts_slots(tmp_path: Path) -> None:
