@@ -205,6 +205,7 @@ class LayerWriter:
         self._parser = self._parse()
         self._wanted = next(self._parser)
         self._buffer = bytearray()
+        self._may_end = False
         self._is_finished = False
 
     def feed(self, chunk: bytes | memoryview) -> None:
@@ -356,6 +357,10 @@ class LayerWriter:
         record.block = self._next_block
         self._next_block += blocks
         record.crc = yield from self._contents(entry, record.block * BLOCK_BYTES, is_pax_1_0)
+        # umoci insert ends its archives without the last padding, and Go reads them (archive/tar).
+        self._may_end = True
+        yield from self._skip_exact(-entry.stored % tar.BLOCK)
+        self._may_end = False
 
     def _skip(self, length: int) -> Generator[Any, Any, Any]:
         left = -(-length // tar.BLOCK) * tar.BLOCK
@@ -380,7 +385,6 @@ class LayerWriter:
             raise ImageInvalid(f"{entry.path[:80]!r} has more than its size of {entry.size} bytes")
         if sum(length for _, length in segments) > stored:
             raise ImageInvalid(f"sparse map of {entry.path[:80]!r} asks for more than is stored")
-        padding = -stored % tar.BLOCK
         crc, end = 0, 0
         for offset, length in segments:
             crc = add_zeros(crc, offset - end)
@@ -398,7 +402,7 @@ class LayerWriter:
                 at += taken
                 left -= taken
                 yield taken
-        yield from self._skip_exact(stored + padding)
+        yield from self._skip_exact(stored)
         return add_zeros(crc, -(-entry.size // BLOCK_BYTES) * BLOCK_BYTES - end)
 
     def _skip_exact(self, left: int) -> Generator[Any, Any, Any]:
@@ -441,7 +445,8 @@ class LayerWriter:
         """
         if self._stream is not None and not self._stream.is_done:
             raise ImageInvalid("a layer ends in the middle of its compressed stream")
-        if self._wanted >= 0 and (self._buffer or self._wanted != tar.BLOCK):
+        is_between = self._wanted < 0 or (self._wanted == tar.BLOCK and not self._buffer)
+        if not is_between and not self._may_end:
             raise ImageInvalid("a layer ends in the middle of a tar entry")
         os.ftruncate(self._blob, self._next_block * BLOCK_BYTES)
         os.close(self._blob)

@@ -119,6 +119,20 @@ def test_chunks_that_end_with_a_frame(tmp_path: Path, edge: str) -> None:
     assert writer.finish().diff_id == "sha256:" + hashlib.sha256(plain).hexdigest()
 
 
+@pytest.mark.parametrize("padding", [0, 1, 411])
+def test_the_last_padding_may_be_missing(tmp_path: Path, padding: int) -> None:
+    plain = tar_layer({"first": b"x" * 1000, "last": b"y" * 612})
+    end = 512 + 1024 + 512 + 612
+    result = _feed(tmp_path, plain[: end + padding], PACKED["plain"][0], 4096)
+    assert [record.size for record in read_table(result.table)] == [1000, 612]
+    whole = _feed(tmp_path, plain, PACKED["plain"][0], 4096)
+    assert [record.crc for record in read_table(whole.table)] == [
+        record.crc for record in read_table(result.table)
+    ]
+    with pytest.raises(ImageInvalid, match="a layer ends in the middle of"):
+        _feed(tmp_path, plain[: end - 1], PACKED["plain"][0], 4096)
+
+
 @pytest.mark.parametrize(
     ("name", "keep"),
     [
