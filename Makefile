@@ -73,10 +73,18 @@ hosts: build ## Rewrite docs/hosts.md from what each guest's check says.
 	$(PY) -m vagrant hosts
 
 .PHONY: wheel
-wheel: build ## A wheel and an sdist into dist/.
-	rm -rf dist
-	$(PY) -m pip wheel -qq --no-deps --no-build-isolation --wheel-dir dist .
+wheel: build ## A wheel and an sdist into dist/, with man pages and completions inside.
+	rm -rf dist build/wheel
+	$(PY) -m release.share
 	$(PY) -m hatchling build -t sdist
+	$(PY) -m pip wheel -qq --no-deps --no-build-isolation --wheel-dir build/wheel dist/*.tar.gz
+	@# Says by its name which C libraries it works with: those of Debian 12 and later.
+	PATH=$$PWD/.venv/bin:$$PATH $(PY) -m auditwheel repair --wheel-dir dist build/wheel/*.whl 2>&1 | tail -n 1
+
+.PHONY: test-wheel
+test-wheel: wheel ## Install dist/ in clean guests, Debian 12 and 13: no compiler for the wheel, one for the sdist.
+	@$(call apt,$(APT_VM))
+	$(PY) -m vagrant test-wheel
 
 .PHONY: box
 box: build ## Build the box of vagrant/Vagrantfile.

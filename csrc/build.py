@@ -34,7 +34,11 @@ def compiler() -> list[str]:
 def flags() -> list[str]:
     """Compiler flags common to both products."""
     werror = ["-Werror"] if os.environ.get("FARGATELITE_WERROR") == "1" else []
-    return ["-std=gnu11", "-O2", "-g", *WARNINGS, *werror, *HARDENING, "-I", str(CSRC / "formats")]
+    paths = f"-ffile-prefix-map={ROOT}=."  # the same bytes wherever it is built
+    return [
+        "-std=gnu11", "-O2", "-g", paths, *WARNINGS, *werror, *HARDENING,
+        "-I", str(CSRC / "formats"),
+    ]  # fmt: skip
 
 
 def is_stale(product: Path, inputs: list[Path]) -> bool:
@@ -121,6 +125,9 @@ else:
                 build_shim()
                 build_meter()
                 build_data["pure_python"] = False
+                share = ROOT / "share"
+                if share.is_dir() and version != "editable":
+                    build_data["shared_data"] = {str(share): "share"}
                 build_data["tag"] = (
                     f"cp311-abi3-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
                 )

@@ -1,4 +1,4 @@
-"""`python -m vagrant test|test-all|run|build|box|hosts|list`: what the make targets call."""
+"""`python -m vagrant COMMAND`: what the make targets call."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pathlib import Path
 from vagrant.box import build_box
 from vagrant.guests import GUESTS
 from vagrant.hosts import write_hosts
-from vagrant.image import BUILD, build
+from vagrant.image import BUILD, ROOT, build
 from vagrant.machine import NO_RESULT, run
 
 TIMEOUT_S = 2400.0
+WHEEL_GUESTS = ("debian12", "debian13")
 FACTOR = 20
 """How much longer tests may wait: a software CPU is 13 to 45 times slower (measured)."""
 
@@ -30,6 +31,7 @@ def main() -> int:
     test.add_argument("--marker", default="vm", help="which tests (pytest -m)")
     test.add_argument("arguments", nargs="*", help="for pytest, after --")
     commands.add_parser("test-all", help="run the tests marked vm in every guest")
+    commands.add_parser("test-wheel", help="install dist/ in clean guests, and run a task there")
     one = commands.add_parser("run", help="run a shell command in a guest's source tree")
     one.add_argument("guest", choices=GUESTS)
     one.add_argument("shell")
@@ -52,6 +54,8 @@ def main() -> int:
     if parsed.command == "test-all":
         codes = [_test(name, "vm", []) for name in GUESTS]
         return max(codes)
+    if parsed.command == "test-wheel":
+        return max([_test_wheel(name) for name in WHEEL_GUESTS])
     if parsed.command == "test":
         return _test(parsed.guest, parsed.marker, parsed.arguments)
     guest = GUESTS[parsed.guest]
@@ -71,6 +75,17 @@ def _test(name: str, marker: str, arguments: list[str]) -> int:
     if not (results / "junit.xml").exists():
         code = code or NO_RESULT
     print(f"vm: {name}: {_summary(results)} in {time.monotonic() - started:.0f} s, exit {code}")
+    return code
+
+
+def _test_wheel(name: str) -> int:
+    """Installs what is in dist/ as a user would; the exit code."""
+    guest = GUESTS[name]
+    products = tuple(str(path.relative_to(ROOT)) for path in sorted((ROOT / "dist").iterdir()))
+    results = BUILD / "results" / f"{name}-wheel"
+    built, started = build(guest.user_space), time.monotonic()
+    code = run(guest, built, "exec vagrant/try-wheel", results, TIMEOUT_S, products)
+    print(f"vm: {name}: {', '.join(products)} in {time.monotonic() - started:.0f} s, exit {code}")
     return code
 
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["GUESTS", "PACKAGES", "USER_SPACES", "Guest", "UserSpace"]
+__all__ = [
+    "BUILD_REQUIRES",
+    "COMPILER",
+    "GUESTS",
+    "PACKAGES",
+    "USER_SPACES",
+    "Guest",
+    "UserSpace",
+]
+
+COMPILER = ("gcc", "libc6-dev", "python3-dev")
+"""Debian packages that lie in /opt/debs, not installed: what the sdist needs beside."""
+
+BUILD_REQUIRES = ("cffi", "hatchling")
+"""What pip fetches to build the sdist; see pyproject.toml."""
 
 PACKAGES = (
     # what fargatelite needs on a host
-    "python3 ca-certificates e2fsprogs libcap2 libnftables1 libseccomp2 "
+    "python3 python3-prctl python3-venv ca-certificates e2fsprogs libcap2 libnftables1 libseccomp2 "
     # what the tests use beside it
-    "attr busybox-static docker-registry erofs-utils iproute2 kmod libcap2-bin nftables "
+    "apparmor attr busybox-static docker-registry erofs-utils iproute2 kmod libcap2-bin nftables "
     "procps skopeo umoci xfsprogs zstd nfs-kernel-server nfs-common "
     # PID 1 of some guests, and what Vagrant expects in a box
     "dbus openssh-server rsync sudo systemd systemd-sysv udev"

@@ -15,7 +15,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vagrant.guests import PACKAGES, USER_SPACES, UserSpace
+from packaging.requirements import Requirement
+
+from vagrant.guests import BUILD_REQUIRES, COMPILER, PACKAGES, USER_SPACES, UserSpace
 from vagrant.kernel import extract_vmlinux, needed_modules, write_initramfs
 
 __all__ = ["BUILD", "Built", "build"]
@@ -28,8 +30,10 @@ INSECURE_KEY = HERE / "insecure.pub"
 DISK_BYTES = 8 << 30
 """Sparse; a guest's writes are thrown away."""
 
-TEST_PACKAGES = ("hypothesis", "pytest", "pytest-timeout")
-"""Python packages beside fargatelite's own requirements."""
+INSTALLED = ("fargatelite", "hypothesis", "pytest", "pytest-timeout")
+"""Python packages whose requirements a guest has in /opt/site-packages."""
+EVERYTHING = (*INSTALLED, *BUILD_REQUIRES)
+"""And what lies in /opt/wheels beside, for who installs fargatelite there."""
 
 
 class Built:
@@ -62,8 +66,8 @@ def build(name: str) -> Built:
 
 
 def _hash_of_inputs(space: UserSpace) -> str:
-    digest = hashlib.sha256(repr((space, PACKAGES, DISK_BYTES)).encode())
-    for line in _requirements():
+    digest = hashlib.sha256(repr((space, PACKAGES, COMPILER, DISK_BYTES)).encode())
+    for line in _requirements(*EVERYTHING):
         digest.update(line.encode())
     for path in (
         Path(__file__),
@@ -91,6 +95,7 @@ def _build(space: UserSpace, directory: Path) -> None:
     for package in space.kernels:
         _say(f"{space.suite}: {package}")
         _install_kernel(tree, package, directory)
+    _download_compiler(tree)
     _say(f"{space.suite}: Python packages")
     _install_python_packages(space, tree, directory)
     for name, source in _installed_files().items():
@@ -169,6 +174,16 @@ def _install_kernel(tree: Path, package: str, directory: Path) -> None:
     shutil.rmtree(unpacked)
 
 
+def _download_compiler(tree: Path) -> None:
+    """COMPILER and what it needs, as .deb files in /opt/debs."""
+    install = ("apt-get", "-qq", "install", "--no-install-recommends", "--download-only", "-y")
+    _run("chroot", str(tree), "sh", "-c", f"exec {' '.join((*install, *COMPILER))} > /dev/null")
+    debs = tree / "opt/debs"
+    debs.mkdir()
+    for archive in (tree / "var/cache/apt/archives").glob("*.deb"):
+        archive.rename(debs / archive.name)
+
+
 def _kernel_packages(tree: Path, meta: str, target: list[str]) -> list[str]:
     """Packages with files of the kernel that a meta package stands for: one, or since Linux 7 one
     for the image and one for the modules. With a version each, as apt-get wants them."""
@@ -191,18 +206,19 @@ def _kernel_packages(tree: Path, meta: str, target: list[str]) -> list[str]:
 
 
 @functools.cache
-def _requirements() -> tuple[str, ...]:
-    """The lines of requirements.lock for what fargatelite and TEST_PACKAGES require."""
+def _requirements(*roots: str) -> tuple[str, ...]:
+    """The lines of requirements.lock for what these packages require, themselves included."""
     wanted: set[str] = set()
-    pending = ["fargatelite", *TEST_PACKAGES]
+    pending = list(roots)
     while pending:
         name = re.sub(r"[-_.]+", "-", pending.pop()).lower()
         if name in wanted:
             continue
         wanted.add(name)
-        for requirement in importlib.metadata.requires(name) or ():
-            if ";" not in requirement:  # no extra, and no marker that any guest would meet
-                pending.append(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
+        for text in importlib.metadata.requires(name) or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                pending.append(requirement.name)
     text = (ROOT / "requirements.lock").read_text()
     blocks = re.findall(r"^(\S+)==(?:.*\\\n)*.*\n", text, re.MULTILINE)
     whole = [match.group(0) for match in re.finditer(r"^\S+==(?:.*\\\n)*.*\n", text, re.MULTILINE)]
@@ -211,34 +227,35 @@ def _requirements() -> tuple[str, ...]:
 
 def _install_python_packages(space: UserSpace, tree: Path, directory: Path) -> None:
     """The pinned packages into /opt/site-packages, and a .pth that adds them and /src."""
-    lock = directory / "requirements.txt"
-    lock.write_text("".join(_requirements()))
-    target = str(tree / "opt/site-packages")
+    wheels = tree / "opt/wheels"
     if "{}.{}".format(*sys.version_info[:2]) == space.python:
-        _pip("install", "--no-compile", "--require-hashes", "--target", target, "-r", str(lock))
+        lock = directory / "requirements.txt"
+        lock.write_text("".join(_requirements(*EVERYTHING)))
+        _pip("wheel", "--require-hashes", "--wheel-dir", str(wheels), "-r", str(lock))
     else:
-        wheels = _collect_wheels(space, tree, directory)
-        _pip(
-            "install", "--no-compile", "--no-index", "--find-links", str(wheels),
-            "--python-version", space.python, "--only-binary=:all:", "--target", target,
-            *(line.partition(" ")[0] for line in _requirements()),
-        )  # fmt: skip
-        shutil.rmtree(wheels)
+        _collect_wheels(space, tree, directory, wheels)
+    _pip(
+        "install", "--no-compile", "--no-index", "--find-links", str(wheels),
+        "--python-version", space.python, "--only-binary=:all:",
+        "--target", str(tree / "opt/site-packages"),
+        *(line.partition(" ")[0] for line in _requirements(*INSTALLED)),
+    )  # fmt: skip
+    # Compiled here: nobody can download it. Debian has it as a package.
+    next(wheels.glob("python_prctl-*")).unlink()
     paths = tree / "usr/lib/python3/dist-packages/guest.pth"
     paths.write_text("/opt/site-packages\n/src\n")
     _run("chroot", str(tree), "python3", "-m", "compileall", "-q", "/opt/site-packages")
 
 
-def _collect_wheels(space: UserSpace, tree: Path, directory: Path) -> Path:
+def _collect_wheels(space: UserSpace, tree: Path, directory: Path, wheels: Path) -> None:
     """Wheels of the pinned packages for another Python than this one.
 
     How a package came into this environment says what it needs: plain Python fits every version, a
     published binary has a sister for the other version, and one that was compiled here is compiled
     again, in the guest's user space with a compiler that is gone afterwards.
     """
-    wheels = directory / "wheels"
     groups: dict[str, list[str]] = {"any": [], "published": [], "compiled": []}
-    for line in _requirements():
+    for line in _requirements(*EVERYTHING):
         name = line.partition("==")[0]
         tags = importlib.metadata.distribution(name).read_text("WHEEL") or ""
         kind = "any" if "-none-any" in tags else "published" if "manylinux" in tags else "compiled"
@@ -270,7 +287,6 @@ def _collect_wheels(space: UserSpace, tree: Path, directory: Path) -> Path:
     _run("unshare", "--mount", "sh", "-e", "-c", script)
     for name in ("upper", "work", "builder", "sources"):
         shutil.rmtree(directory / name)
-    return wheels
 
 
 def _prepare_for_vagrant(tree: Path) -> None:

@@ -27,11 +27,19 @@ MEMORY_MIB = 3072
 PANIC = re.compile(rb"Kernel panic|not syncing|initrd-init: ")
 
 
-def run(guest: Guest, built: Built, command: str, results: Path, timeout_s: float) -> int:
+def run(
+    guest: Guest,
+    built: Built,
+    command: str,
+    results: Path,
+    timeout_s: float,
+    products: tuple[str, ...] = (),
+) -> int:
     """Runs a shell command in the source tree of a fresh guest; its exit code.
 
-    Files that it writes to /results are in `results` afterwards. NO_RESULT when there is no exit
-    code; the console's last lines say why.
+    `products` are files of the tree beside those that git knows. Files that the command writes to
+    /results are in `results` afterwards. NO_RESULT when there is no exit code; the console's last
+    lines say why.
     """
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
@@ -46,7 +54,7 @@ def run(guest: Guest, built: Built, command: str, results: Path, timeout_s: floa
         words.append(f"take_away={','.join(guest.take_away)}")
     with tempfile.TemporaryDirectory(dir=BUILD) as scratch:
         source, returned = Path(scratch, "source.tar"), Path(scratch, "results.raw")
-        _pack_source(source, command)
+        _pack_source(source, command, products)
         with open(returned, "wb") as file:
             file.truncate(RESULT_BYTES)
         arguments = [
@@ -137,14 +145,14 @@ def _watch(arguments: list[str], timeout_s: float, environment: dict[str, str]) 
         process.wait()
 
 
-def _pack_source(target: Path, command: str) -> None:
+def _pack_source(target: Path, command: str, products: tuple[str, ...]) -> None:
     """What git knows, and what `make build` made of it."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, check=True, capture_output=True,
     )  # fmt: skip
     names = [name for name in listed.stdout.decode().split("\0") if name]
-    names += ["fargatelite/_bin/fargatelite-shim", "fargatelite/meter/_meter.abi3.so"]
+    names += ["fargatelite/_bin/fargatelite-shim", "fargatelite/meter/_meter.abi3.so", *products]
     script = target.with_suffix(".sh")
     script.write_text(command)
     with tarfile.open(target, "w") as archive:
