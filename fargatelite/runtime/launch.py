@@ -179,11 +179,13 @@ def provision(
         (settings.records / run.task_id / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
         settings.ledgers.mkdir(mode=0o700, exist_ok=True)
         if sandbox is None:
-            return make_sandbox(
+            sandbox = make_sandbox(
                 settings, run, timeline, limits=limits, network_mode=definition.network_mode,
                 storage_gib=definition.ephemeral_storage_gib, publish=publish, address=address,
                 groups=groups, meanwhile=fit,
             )  # fmt: skip
+            _bound_unwritten(settings, run, limits)
+            return sandbox
         with timeline.phase("task cgroup"):
             detect_driver().create(names.cgroup_path(run.task_id), limits)
         if publish or groups:
@@ -192,6 +194,7 @@ def provision(
             with timeline.phase("publish"):
                 connect.readmit(sandbox.slot, publish, groups)
         fit(sandbox)
+        _bound_unwritten(settings, run, limits)
     except BaseException:
         if sandbox is not None:
             sandbox.abort()
@@ -264,6 +267,20 @@ def make_sandbox(
             shim.abort()
         raise
     return launched
+
+
+def _bound_unwritten(settings: Settings, run: RunDirectory, limits: CgroupLimits) -> None:
+    from fargatelite.storage.ephemeral import bound_unwritten
+
+    if (
+        settings.storage_backend == "unlimited"
+        or limits.memory_bytes is None
+        or detect_driver().version != 1
+    ):
+        return
+    bound_unwritten(
+        settings.storage, settings.layers / run.task_id, run.task_id, limits.memory_bytes
+    )
 
 
 def _fit_sandbox(

@@ -10,7 +10,8 @@ the data root's file system has project quota on, that does the same without a d
 Measured (Linux 6.18): mkfs 7 ms once per size, then per task a sparse copy 0.4 ms, loop device
 0.6 ms, mount 0.8 ms, removal 1 ms. It has no journal: it does not outlive its task, nor a crash.
 
-Nobody but the kernel writes to it: a task has files in it, never its device.
+Nobody but the kernel writes to it: a task has files in it, never its device. And since it is a
+device of its own, what the task has written and the disk has not can be bounded for each task.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ __all__ = [
     "RESERVED_MIB",
     "Backend",
     "StorageUse",
+    "bound_unwritten",
     "create_storage",
     "read_use",
     "remove_storage",
@@ -58,6 +60,8 @@ _BYTES_PER_INODE = 16384  # mkfs.ext4's own ratio: 1.3 million files in 20 GiB
 _INODE_BYTES = 256
 _FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 _NO_LOG_FLUSH = (2).to_bytes(4, "little")
+_DIRTY_PERCENT = 20  # vm.dirty_ratio's default: of the memory of a machine that is the task's alone
+_STRICT = "bdi/strict_limit"
 _MKFS = "mkfs.ext4"
 _MKFS_DEADLINE_S = 60
 
@@ -220,6 +224,8 @@ def _forget_unwritten(backing: Path, mount_point: Path) -> None:
     """Shuts a task's file system down, so that its unmount does not write to the disk what is
     deleted a moment later (0.5 s for 700 MB of it, 0.05 s without).
 
+    The device outlives it, and goes to somebody else without the bound.
+
     Only for a mount whose loop device says that it is over our file: the same call on a directory
     of the host would stop the host's file system. Source: FS_IOC_SHUTDOWN, Linux 6.11; before that
     the same number was EXT4_IOC_SHUTDOWN.
@@ -229,16 +235,63 @@ def _forget_unwritten(backing: Path, mount_point: Path) -> None:
     except FileNotFoundError:
         return
     try:
-        device = os.fstat(fd).st_dev
-        said = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/loop/backing_file")
-        try:
-            is_ours = said.read_text().rstrip("\n") == os.fspath(backing)
-        except FileNotFoundError:
-            return  # no loop device
-        if is_ours:
+        device = _device_over(backing, fd)
+        if device is not None:
             fcntl.ioctl(fd, _FS_IOC_SHUTDOWN, _NO_LOG_FLUSH)
+            _lift_bound(device)
     finally:
         os.close(fd)
+
+
+def _device_over(backing: Path, mounted: int) -> Path | None:
+    """The directory in sysfs of the loop device that an open file lies on, if it is over `backing`;
+    None on any other file system."""
+    number = os.fstat(mounted).st_dev
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    try:
+        is_ours = (device / "loop/backing_file").read_text().rstrip("\n") == os.fspath(backing)
+    except FileNotFoundError:
+        return None  # no loop device
+    return device if is_ours else None
+
+
+def bound_unwritten(root: Path, mount_point: Path, task_id: TaskId, memory_bytes: int) -> None:
+    """Bounds what a task has written and its disk has not to a fifth of its memory, as the kernel
+    of a machine of that size would; beyond it the writer waits for the disk.
+
+    For cgroup v1, where the kernel counts this for the whole host only: a task could fill its
+    memory with it, and reclaim, which finds nothing else there, has every disk of the host written
+    back at once (shrink_inactive_list of mm/vmscan.c), so that other tasks wait for theirs. v2
+    holds each group to the same share by itself.
+
+    Does nothing before Linux 6.2, or where the storage is no device of its own.
+    Raises: StorageFailed. Source: Documentation/ABI/testing/sysfs-class-bdi.
+    """
+    bound = memory_bytes * _DIRTY_PERCENT // 100
+    fd = os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        device = _device_over(_backing(root, task_id), fd)
+    finally:
+        os.close(fd)
+    if device is None or not (device / _STRICT).exists():
+        return
+    try:
+        (device / "bdi/max_bytes").write_text(str(bound))
+        (device / _STRICT).write_text("1")
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return  # more than the whole host may have: that holds already
+        raise StorageFailed(
+            f"cannot bound what {mount_point} leaves unwritten: {error.strerror}",
+            errno=error.errno,
+            path=device,
+        ) from error
+
+
+def _lift_bound(device: Path) -> None:
+    if (device / _STRICT).exists():
+        (device / _STRICT).write_text("0")
+        (device / "bdi/max_ratio").write_text("100")
 
 
 def _ignore_missing(function: object, path: str, info: tuple[type, BaseException, object]) -> None:

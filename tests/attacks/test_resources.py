@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from fargatelite import Settings, Task, run_task
+from fargatelite.cgroups.detect import detect_driver
+from fargatelite.names import cgroup_path
 from fargatelite.runtime import launch
 from tests.attacks.conftest import (
     TIMEOUT_S,
@@ -23,6 +25,8 @@ from tests.attacks.conftest import (
 )
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
+
+LINUX = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
 
 
 @contextlib.contextmanager
@@ -118,6 +122,34 @@ def test_inodes_in_memory_are_charged(ground: Settings, attack_image: str) -> No
     """An endless number of empty files in /dev/shm: kernel memory (Linux 4.5)."""
     task = run(ground, attack_image, "attack", "inodes", "/dev/shm", memory=24)
     assert (task.exit_code, text_of(task)) == (137, "")
+
+
+@pytest.mark.skipif(detect_driver().version != 1, reason="cgroup v2 bounds this by itself (4.2)")
+@pytest.mark.skipif(LINUX < (6, 2), reason="strict_limit of a device came with Linux 6.2")
+def test_what_the_disk_has_not_yet(
+    ground: Settings, attack_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A memory full of what is to be written: reclaim, which finds nothing else in the group, has
+    every disk of the host written back, and other tasks wait for theirs (25 times their p99). A
+    fifth of the task's memory is all that may wait for its disk."""
+
+    def unwritten_mib() -> int:
+        script = "dd if=/dev/zero of=/file bs=1M count=600 2>/dev/null; echo End; exec sleep 300"
+        made = run_task(
+            task_of(container(attack_image, "sh", "-c", script), cpu="512", memory="1024"),
+            settings=ground,
+        )
+        with made as task:
+            until_line(task, "End")
+            group = detect_driver().directory("memory", cgroup_path(task.state.task_id))
+            found = dict(
+                line.split() for line in Path(f"{group}/memory.stat").read_text().splitlines()
+            )
+            return (int(found["total_dirty"]) + int(found["total_writeback"])) >> 20
+
+    assert unwritten_mib() <= 1024 // 5
+    monkeypatch.setattr(launch, "_bound_unwritten", lambda *_: None)
+    assert unwritten_mib() > 400
 
 
 def test_descriptors(ground: Settings, attack_image: str) -> None:

@@ -14,7 +14,12 @@ from fargatelite import Settings, Task, run_task
 from fargatelite.errors import HostUnsupported
 from fargatelite.names import new_task_id
 from fargatelite.storage import ephemeral
-from fargatelite.storage.ephemeral import create_storage, read_use, remove_storage
+from fargatelite.storage.ephemeral import (
+    bound_unwritten,
+    create_storage,
+    read_use,
+    remove_storage,
+)
 from tests.root.runtime.test_container_features import (
     TIMEOUT_S,
     check,
@@ -95,6 +100,35 @@ def test_a_file_system_that_is_not_the_tasks_is_left_alone(tmp_path: Path) -> No
             assert (directory / "still").read_text() == "writable"
     finally:
         remove_storage(root, tmp_path / "other", other)
+
+
+@pytest.mark.skipif(
+    not Path("/sys/block/loop0/bdi/strict_limit").exists(), reason="came with Linux 6.2"
+)
+def test_a_bound_on_unwritten_data_ends_with_the_task(tmp_path: Path, clean_host: None) -> None:
+    """The loop device outlives the task, and goes to whoever asks next."""
+    root, mount_point, task_id = tmp_path / "storage", tmp_path / "task", new_task_id()
+    create_storage(root, tmp_path / "cache", mount_point, task_id, 21, "loop")
+    number = os.stat(mount_point).st_dev
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/bdi").resolve()
+
+    def limits() -> tuple[str, str]:
+        return (device / "strict_limit").read_text(), (device / "max_ratio").read_text()
+
+    try:
+        before = limits()
+        bound_unwritten(root, mount_point, task_id, 512 << 20)
+        assert (device / "strict_limit").read_text() == "1\n"
+        bound = int((device / "max_bytes").read_text())
+        assert (512 << 20) // 5 * 0.9 < bound < (512 << 20) // 5 * 1.1  # kept as parts per million
+        bound_unwritten(root, mount_point, task_id, 1 << 50)  # more than any host has: no bound
+    finally:
+        remove_storage(root, mount_point, task_id)
+    assert limits() == before == ("0\n", "100\n")
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    bound_unwritten(root, plain, task_id, 512 << 20)  # the host's own file system is left alone
+    assert limits() == before
 
 
 @pytest.mark.registry
