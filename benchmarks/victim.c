@@ -1,8 +1,9 @@
 /* A small service beside neighbours: what each of its requests takes, in microseconds.
 
-   victim REQUESTS: each request computes for some 100 us, touches 256 KiB of fresh memory, reads a
-   file that is in the page cache, writes 16 KiB to a new file and removes it; 2 ms pass between
-   two. One number a line, then "done". */
+   victim REQUESTS [DIRECTORY]: a request is due every 2 ms; it computes for some 100 us, touches
+   256 KiB of fresh memory, reads a file that is in the page cache, writes 16 KiB to a new file and
+   removes it. A line for each: how long it took from its start, and from when it was due (waking
+   up included). Then "done". */
 
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -13,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FRESH_BYTES = 256 << 10, CACHED_BYTES = 1 << 20, WRITTEN_BYTES = 16 << 10, PAUSE_US = 2000 };
+enum { FRESH_BYTES = 256 << 10, CACHED_BYTES = 1 << 20, WRITTEN_BYTES = 16 << 10, PERIOD_US = 2000 };
 
 static char buffer[CACHED_BYTES];
 
@@ -38,30 +39,37 @@ static int serve(uint64_t *state) {
     for (int at = 0; at < FRESH_BYTES; at += 4096)
         fresh[at] = (char)*state;
     munmap(fresh, FRESH_BYTES);
-    int fd = open("/cached", O_RDONLY | O_CLOEXEC);
+    int fd = open("cached", O_RDONLY | O_CLOEXEC);
     if (fd < 0 || read(fd, buffer, CACHED_BYTES) != CACHED_BYTES)
         return -1;
     close(fd);
-    fd = open("/written", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    fd = open("written", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd < 0 || write(fd, buffer, WRITTEN_BYTES) != WRITTEN_BYTES)
         return -1;
     close(fd);
-    return unlink("/written");
+    return unlink("written");
 }
 
 int main(int argc, char **argv) {
     int requests = argc > 1 ? atoi(argv[1]) : 1000;
     uint64_t state = 1;
-    int fd = open("/cached", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (chdir(argc > 2 ? argv[2] : "/"))
+        return 1;
+    int fd = open("cached", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0 || write(fd, buffer, CACHED_BYTES) != CACHED_BYTES)
         return 1;
     close(fd);
+    double due = now_us();
     for (int i = 0; i < requests; i++) {
+        /* After a stall the schedule begins anew: what follows is not late because of it. */
+        due = due + PERIOD_US < now_us() ? now_us() : due + PERIOD_US;
+        struct timespec at = {(time_t)(due / 1e6), (long)(due * 1e3) % 1000000000L};
+        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL);
         double started = now_us();
         if (serve(&state))
             return 2;
-        printf("%.1f\n", now_us() - started);
-        usleep(PAUSE_US);
+        double ended = now_us();
+        printf("%.1f %.1f\n", ended - started, ended - due);
     }
     printf("done\n");
     return state == 0;

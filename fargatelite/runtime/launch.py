@@ -128,7 +128,11 @@ def task_limits(definition: TaskDefinition, *, has_burst: bool = False) -> Cgrou
     return CgroupLimits(
         cpu_quota_us=cpu_units * PERIOD_US // CPU_UNITS_PER_CPU if is_capped else None,
         cpu_period_us=PERIOD_US,
-        cpu_shares=max(MIN_SHARES, cpu_units),
+        # Among capped tasks the weight is equal, as with the ECS agent (task_linux.go,
+        # buildExplicitLinuxCPUSpec sets no shares): with weights by size the threads of a large
+        # task that are spread over CPUs outweigh a small task on each of them, and what it wakes
+        # for waits, though it is below its cap.
+        cpu_shares=None if is_capped else max(MIN_SHARES, cpu_units),
         memory_bytes=definition.memory_mib * 2**20 if definition.memory_mib else None,
         memory_soft_bytes=None,
         pids_max=PIDS_PER_TASK,

@@ -49,13 +49,13 @@ def test_a_task_that_runs_too_long_is_stopped(settings: Settings, busybox: str) 
 
 
 def test_cpu_burst_is_shares_without_a_quota(settings: Settings, busybox: str) -> None:
-    for keys, quota in (({}, "25000"), ({"cpu_burst": True}, "-1")):
+    for keys, quota, wanted in (({}, "25000", 1024), ({"cpu_burst": True}, "-1", 256)):
         with run_task(document(busybox, "sleep 300"), settings=granting(settings, **keys)) as task:
             task.until("RUNNING", TIMEOUT_S)
             limit = read_limit(task.id, v1="cpu/cpu.cfs_quota_us", v2="cpu.max")
             assert limit.replace("max", "-1") == quota
             shares = read_limit(task.id, v1="cpu/cpu.shares", v2="cpu.weight")
-            assert shares in ("256", str(cpu_weight(256)))
+            assert shares in (str(wanted), str(cpu_weight(wanted)))
 
 
 def test_a_fixed_address(settings: Settings, busybox: str) -> None:
