@@ -28,6 +28,7 @@ __all__ = [
     "read_pids",
     "read_text",
     "remove_tree",
+    "write_if_there",
     "write_text",
     "write_verified",
 ]
@@ -95,6 +96,15 @@ def write_text(file: str, text: str) -> None:
             os.close(descriptor)
     except OSError as error:
         raise failed(f"write {text!r} to", file, error) from error
+
+
+def write_if_there(file: str, text: str) -> None:
+    """As write_text, but that there is no such file (any more) is no error."""
+    try:
+        write_text(file, text)
+    except CgroupFailed as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
 
 
 def read_text(file: str) -> str:

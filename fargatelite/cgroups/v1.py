@@ -34,6 +34,10 @@ CONTROLLERS = ("freezer", "cpu", "cpuacct", "memory", "pids", "devices")
 KILL_DEADLINE_S = 10.0
 """Long enough for a process that frees all of a large host's memory; then something is stuck."""
 
+_AWAITED = 128
+"""Processes of a group whose end is awaited by descriptor: of a fork bomb's there are more than a
+process may have open, and whoever is left is found by the next look."""
+
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
 
@@ -64,6 +68,12 @@ class V1Driver:
         group = self._describe(path)
         return structs.replace(group, is_cpu_limited=limits.cpu_quota_us is not None)
 
+    def uncap_cpu(self, path: str) -> None:
+        """See Driver.uncap_cpu."""
+        tree.write_if_there(
+            f"{self._directory('cpu', tree.check_path(path))}/cpu.cfs_quota_us", "-1"
+        )
+
     def kill(self, path: str) -> None:
         """See Driver.kill: freeze, signal everyone, thaw, until nobody is left.
 
@@ -72,6 +82,7 @@ class V1Driver:
         """
         group = self._directory("freezer", tree.check_path(path))
         state = f"{group}/freezer.state"
+        self.uncap_cpu(path)
         give_up_at = time.monotonic() + KILL_DEADLINE_S
         while pids := tree.read_pids(group):
             if time.monotonic() > give_up_at:
@@ -84,7 +95,10 @@ class V1Driver:
             try:
                 tree.write_text(state, "FROZEN")
                 self._await_frozen(state, min(give_up_at, time.monotonic() + 1.0))
-                waiting = [_signal(pid) for pid in tree.read_pids(group)]
+                waiting = [
+                    _signal(pid, keep=number < _AWAITED)
+                    for number, pid in enumerate(tree.read_pids(group))
+                ]
             finally:
                 # Also after an error: a group left frozen would hang whoever waits for it.
                 tree.write_text(state, "THAWED")
@@ -218,8 +232,9 @@ def _write_bytes(file: str, value: int) -> None:
     tree.write_verified(file, str(value), str(value - value % _PAGE_BYTES))
 
 
-def _signal(pid: int) -> int:
-    """Sends SIGKILL to a frozen process; a pidfd that becomes readable at its exit, -1 if gone."""
+def _signal(pid: int, *, keep: bool) -> int:
+    """Sends SIGKILL to a frozen process; a pidfd that becomes readable at its exit, -1 if gone or
+    not to be kept."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -231,6 +246,9 @@ def _signal(pid: int) -> int:
     except BaseException:
         os.close(pidfd)
         raise
+    if not keep:
+        os.close(pidfd)
+        return -1
     return pidfd
 
 

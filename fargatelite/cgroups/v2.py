@@ -95,6 +95,10 @@ class V2Driver:
             attach_device_program(group, (*ALLOWED, *limits.more_devices))
         return self._describe(path)
 
+    def uncap_cpu(self, path: str) -> None:
+        """See Driver.uncap_cpu."""
+        tree.write_if_there(f"{self._root}/{tree.check_path(path)}/cpu.max", "max")
+
     def kill(self, path: str) -> None:
         """See Driver.kill; waits for `populated 0` in cgroup.events, which poll(2) reports."""
         group = f"{self._root}/{tree.check_path(path)}"
@@ -105,6 +109,7 @@ class V2Driver:
         except FileNotFoundError:
             return
         try:
+            self.uncap_cpu(path)
             tree.write_text(f"{group}/cgroup.kill", "1")
             poller = select.poll()
             poller.register(events, select.POLLPRI | select.POLLERR)

@@ -107,6 +107,7 @@ class SupervisedTask:
             on_progress=self._on_progress, on_dropped=self._logs_dropped, sandbox=sandbox,
         )  # fmt: skip
         self._dropped: dict[str, LogsDroppedEvent] = {}
+        self._killed: set[str] = set()
         self._is_shim_watched = False
         self._timers: dict[object, Callable[[], None]] = {}
         self._requests_watch: int | None = None
@@ -316,6 +317,8 @@ class SupervisedTask:
                 self._ask_to_stop(name)
             case machine.KillContainer(name=name):
                 self._signal(name, signal.SIGKILL)
+                self._killed.add(name)
+                self._hurry_the_dying()
             case machine.RunHealthCheck(name=name):
                 self._run_health_check(name)
             case machine.SetTimer(key=key, at_ns=at_ns):
@@ -328,6 +331,20 @@ class SupervisedTask:
                 self._work.pull_cancelled.set()
                 self._unwatch_shim()
                 self._submit(self._work.deprovision)
+
+    def _hurry_the_dying(self) -> None:
+        """Once nothing of the task is to live on, no cap holds up its end."""
+        for container in self.state.containers:
+            if container.last_status == "RUNNING" and container.name not in self._killed:
+                return
+
+        def uncap() -> None:
+            try:
+                self._work.driver.uncap_cpu(names.cgroup_path(self.run.task_id))
+            except FargateliteError as error:  # then it takes its time
+                logger.warning("task %s: %s", self.run.task_id, error)
+
+        self._submit(uncap)
 
     def _ask_to_stop(self, name: str) -> None:
         image = self._work.containers[name].image

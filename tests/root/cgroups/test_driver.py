@@ -58,6 +58,26 @@ def test_fork_bomb_is_killed_to_the_last(
     assert driver.pids(path) == []
 
 
+def test_what_is_killed_dies_without_its_cap(
+    driver: Driver, path: str, inhabitants: Inhabitants
+) -> None:
+    """A hundredth of a CPU for some hundred processes that are to end: a second of work."""
+    driver.create(path, CgroupLimits(pids_max=400, cpu_quota_us=100_000))
+    group = driver.create(f"{path}/bomb", CgroupLimits())
+    inhabitants.start(group, FORK_BOMB)
+    deadline = time.monotonic() + patient(20)
+    while len(driver.pids(path)) < 350:
+        assert time.monotonic() < deadline
+    driver.create(path, CgroupLimits(pids_max=400, cpu_quota_us=1_000))
+    file = "cpu.cfs_quota_us" if driver.version == 1 else "cpu.max"
+    driver.kill(path)
+    assert driver.pids(path) == []
+    assert Path(f"{driver.directory('cpu', path)}/{file}").read_text().split()[0] in ("-1", "max")
+    driver.uncap_cpu(path)
+    driver.remove(path)
+    driver.uncap_cpu(path)
+
+
 def test_stopped_process_is_killed(driver: Driver, path: str, inhabitants: Inhabitants) -> None:
     group = driver.create(path if driver.version == 1 else f"{path}/c", CgroupLimits())
     process = inhabitants.start(group, WAIT)
