@@ -10,6 +10,7 @@ itself.
   (CVE-2020-13401).
 * Tasks reach neither each other, nor 169.254.0.0/16, nor the host (its gateway answers pings),
   unless security groups say so. Egress is masqueraded.
+* A task has an eighth of the host's connection tracking at most: a full table refuses everybody.
 * Another table that drops forwarded packets (Docker's policy) still does: accepting is not final.
 
 A task's packets need `forwarding` on its own interface, and their answers on the one they arrive
@@ -23,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -60,6 +62,8 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
         """All that it adds to the sets."""
         return rules.elements_of(self.slot, self.publish, self.groups)
 
+
+logger = logging.getLogger(__name__)
 
 _thread_lock = threading.Lock()
 _kept: tuple[tuple[int, int], Any] | None = None
@@ -113,9 +117,40 @@ def admit(
             if publish and "exist" in error.lower():
                 action += ": a published port is taken by another task"
             raise NetworkFailed(f"cannot {action}: {error.strip()}", path=TABLE)
+        if not chains.issuperset(rules.BASE_CHAINS):
+            _count_connections(context)
         for name in closed:
             _write_forwarding(name, "1")
     return closed
+
+
+_can_count = True
+"""Whether this kernel counts connections, as far as this process knows."""
+
+
+def _connections_bound() -> int:
+    """Connections that a task may have tracked: an eighth of what the host can, if that is known
+    already (the module comes with the first rule that needs it)."""
+    try:
+        text = Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text()
+    except FileNotFoundError:
+        return _CONNECTIONS
+    return max(_CONNECTIONS_AT_LEAST, int(text) // 8)
+
+
+_CONNECTIONS = 8192  # an eighth of 65,536, the kernel's number for 1 to 4 GiB
+_CONNECTIONS_AT_LEAST = 1024
+
+
+def _count_connections(context: Any) -> None:
+    global _can_count
+    code, _, error = context.cmd("\n".join(rules.count_rules(_connections_bound())))
+    if code != 0 and _can_count:
+        _can_count = False
+        logger.warning(
+            "a task's connections are not bounded (nft: %s): load the module nft_connlimit",
+            error.strip(),
+        )
 
 
 def restore(tasks: Sequence[Admission], opened: set[str]) -> list[str]:
@@ -151,6 +186,9 @@ def restore(tasks: Sequence[Admission], opened: set[str]) -> list[str]:
             commands.append(f"add element {TABLE} {Element(name='opened', key=(name,)).text()}")
         if commands:
             _run(context, "\n".join(commands))
+        if _can_count and found.lacks_counting():
+            missing.append("connection counts")
+            _count_connections(context)
     return missing
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "Element",
     "Snapshot",
     "base_rules",
+    "count_rules",
     "elements_of",
     "group_chains",
     "group_rules",
@@ -45,6 +46,8 @@ TABLE = "inet fargatelite"
 COMMENT = "fargatelite"
 """On each of our rules: what an administrator adds is told apart from what we miss."""
 
+_COUNTED = "counted"
+"""The chain that bounds each task's connections, and, with this name, its set of counters."""
 _OURS = f'"{INTERFACE_PREFIX}*"'
 _PUBLISHED = "inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service"
 _TO_PUBLISHED = "dnat ip to meta l4proto . ip daddr . th dport map @published"
@@ -174,6 +177,21 @@ def base_rules(gateway: str) -> list[str]:
     return commands
 
 
+def count_rules(connections: int) -> list[str]:
+    """Commands that bound the connections which each task has tracked at a time: the table of the
+    host's connection tracking is one for all. Apart from the base rules, since a kernel may be
+    without CONFIG_NFT_CONNLIMIT (`ct count`, Linux 4.18)."""
+    counter = f"@connections {{ ip saddr ct count over {connections} }}"
+    return [
+        f"add set {TABLE} connections {{ type ipv4_addr; size 65535; flags dynamic; }}",
+        *_chain(
+            _COUNTED,
+            (f"iifname != {_OURS} return", f"ct state new add {counter} drop"),
+            "type filter hook prerouting priority mangle; policy accept;",
+        ),
+    ]
+
+
 def _members(group_id: str) -> str:
     return f"members_{group_id.removeprefix('sg-')}"
 
@@ -285,6 +303,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
                 wanted[_chain_name(stage, rules)] = len(rules)
         return any(self.rules.get(name, 0) < number for name, number in wanted.items())
 
+    def lacks_counting(self) -> bool:
+        """Whether connections are not counted."""
+        return self.rules.get(_COUNTED, 0) < 2
+
     def of_address(self, address: str) -> list[Element]:
         """Every element that is of that address's task."""
         return [
@@ -309,6 +331,8 @@ def parse_snapshot(output: str) -> Snapshot:
             rules[item["rule"]["chain"]] += 1
         else:
             for kind in ("set", "map"):
+                if item.get(kind, {}).get("name") == "connections":
+                    continue  # the kernel's own, which come and go with packets
                 for element in item.get(kind, {}).get("elem", []):
                     elements.add(_element(item[kind]["name"], _flatten(element)))
     return Snapshot(rules=dict(rules), elements=frozenset(elements))

@@ -7,6 +7,9 @@ the shim, or from the limits of the groups: nothing in the product can do that.
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +20,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fargatelite import Settings, Task, run_task
+from fargatelite import Settings, Task, run_task, shim
 from fargatelite.runtime import launch, work
 from fargatelite.sandbox.compile import ContainerSpec, compile_container
 from fargatelite.sandbox.plan import Op, Plan
@@ -26,6 +29,8 @@ from tests.fixtures.images import RunningRegistry, build_oci_layout, busybox_fil
 from tests.fixtures.patience import patient
 
 TIMEOUT_S = patient(60)
+ROOT = Path(__file__).parents[2]
+CLONE_NEWPID = 0x20000000
 SOURCE = Path(__file__).parent / "attack.c"
 EVERY_CAPABILITY = next(
     int(line.split()[1], 16)
@@ -188,6 +193,18 @@ def _everything(item: Op) -> Op:
     return item
 
 
+def _inheritable(item: Op) -> Op:
+    if item.name == "capabilities":
+        return Op(item.name, (item.values[0], item.values[0], item.values[0]))
+    return item
+
+
+def _host_processes(item: Op) -> Op:
+    if item.name == "namespaces" and isinstance(item.values[0], int):
+        return Op(item.name, (item.values[0] & ~CLONE_NEWPID, *item.values[1:]))
+    return item
+
+
 DEFENCES: dict[str, tuple[str, ...]] = {
     "filter": ("seccomp",),
     "masks": ("mask", "readonly"),
@@ -195,8 +212,73 @@ DEFENCES: dict[str, tuple[str, ...]] = {
     "capabilities": ("bounding",),
     "network namespace": ("join_network",),
     "devices": (),
+    "no inheritance": (),
+    "pid namespace": (),
 }
 """What a defence is in a plan; `devices` is in the groups."""
+
+_CHANGED = {
+    "capabilities": _everything, "no inheritance": _inheritable, "pid namespace": _host_processes,
+}  # fmt: skip
+"""Operations that stay and say something else."""
+
+
+def edit_plans(patch: pytest.MonkeyPatch, edit: Callable[[Plan], Plan]) -> None:
+    """Containers start by the edited plan until the patch is undone."""
+
+    def compile_weakened(spec: ContainerSpec) -> Plan:
+        return edit(compile_container(spec))
+
+    patch.setattr(work, "compile_container", compile_weakened)
+
+
+def before_the_root(plan: Plan) -> Plan:
+    """The plan of a runtime that mounts by path, below the container's root, before it makes that
+    the root: as all those did whose CVEs name a link."""
+    names = [item.name for item in plan]
+    at = names.index("pivot_root")
+    layers = str(plan[names.index("chdir")].values[0])
+    root = f"{layers}/{plan[at].values[0]}"
+    moved, kept = [], []
+    for item in plan[at + 1 :]:
+        if item.name not in _PATHS:
+            kept.append(item)
+            continue
+        values = list(item.values)
+        path, resolve = _PATHS[item.name]
+        values[path] = f"{root}{values[path]}"
+        if resolve is not None:
+            values[resolve] = 0
+        moved.append(Op(item.name, tuple(values)))
+    return (*plan[:at], *moved, plan[at], *kept)
+
+
+_PATHS: dict[str, tuple[int, int | None]] = {
+    "mkdir": (0, 4), "mount": (2, 4), "mknod": (0, None), "symlink": (1, None), "touch": (0, 4),
+    "move_mount": (1, 2), "mask": (0, None), "readonly": (0, None),
+}  # fmt: skip
+"""Where an operation has its path, and where the flags of its resolution."""
+
+
+def weaken_shim(patch: pytest.MonkeyPatch, directory: Path, *edits: tuple[str, str, str]) -> None:
+    """Tasks get a shim with these changes (file, text, other text) until the patch is undone; it
+    lies in `directory`. Each text is there once, so that a defence that moved is noticed."""
+    copied = directory / "shim"
+    shutil.copytree(ROOT / "csrc" / "shim", copied)
+    for file, old, new in edits:
+        text = (copied / file).read_text()
+        assert text.count(old) == 1, (file, old)
+        (copied / file).write_text(text.replace(old, new))
+    program = directory / "weakened-shim"
+    subprocess.run(
+        ["cc", "-std=gnu11", "-O1", "-static", "-I", ROOT / "csrc" / "formats", "-o", program,
+         *sorted(copied.glob("*.c"))],
+        check=True,
+    )  # fmt: skip
+    opened = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
+    number = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(opened)
+    patch.setattr(shim, "_sealed_program", lambda: number)
 
 
 class Weakness(msgspec.Struct, frozen=True):
@@ -208,15 +290,14 @@ class Weakness(msgspec.Struct, frozen=True):
         """The plan without their operations."""
         gone = {name for defence in self.missing for name in DEFENCES[defence]}
         kept = tuple(item for item in plan if item.name not in gone)
-        return tuple(map(_everything, kept)) if "capabilities" in self.missing else kept
+        for defence in self.missing & _CHANGED.keys():
+            kept = tuple(map(_CHANGED[defence], kept))
+        return kept
 
     def apply(self, patch: pytest.MonkeyPatch) -> None:
         """Until the patch is undone."""
 
-        def compile_weakened(spec: ContainerSpec) -> Plan:
-            return self.edit(compile_container(spec))
-
-        patch.setattr(work, "compile_container", compile_weakened)
+        edit_plans(patch, self.edit)
         if "devices" in self.missing:
             for name in ("task_limits", "container_limits"):
                 patch.setattr(launch, name, _without_devices(getattr(launch, name)))

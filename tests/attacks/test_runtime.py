@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,21 +15,27 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fargatelite import Settings, Task, run_task
+from fargatelite.cli.main import main
 from fargatelite.errors import InvalidTaskDefinition
 from fargatelite.runtime.record import read_record
+from fargatelite.sandbox.plan import Op, Plan
 from fargatelite.shim import _PROGRAM
 from tests.attacks.conftest import (
     TIMEOUT_S,
+    before_the_root,
     container,
+    edit_plans,
     execute,
     run_cli,
     task_of,
     text_of,
     until_line,
+    weaken_shim,
 )
 from tests.fixtures.images import (
     RunningRegistry,
@@ -40,6 +47,10 @@ from tests.fixtures.images import (
 )
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
+
+
+RUN_DIRECTORY_FD = 5
+"""Where a shim has its run directory: RUN_FD of csrc/shim/shim.h."""
 
 
 def shim_of(settings: Settings, task: Task) -> int:
@@ -65,6 +76,27 @@ def test_cve_2016_9962_the_moment_of_an_exec(ground: Settings, attack_image: str
     """CVE-2016-9962, CVE-2019-5736: a process that joins the container is looked at, over and over,
     before it is our program: what it runs from, what it has open, its memory. It is not dumpable
     from its first instruction on (PR_SET_DUMPABLE of the shim, inherited)."""
+    seen = watched_execs(ground, attack_image)
+    assert len(seen) == 1, f"something could be read: {seen}"
+
+
+def test_cve_2016_9962_the_moment_of_an_exec_of_a_dumpable_process(
+    ground: Settings, attack_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other half: a runtime that makes itself dumpable, as runc did to read its own /proc, and
+    is a moment late with execve."""
+    weaken_shim(
+        monkeypatch, tmp_path,
+        ("exec.c", "prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)",
+         "prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) || poll(0, 0, 200)"),
+        ("exec.c", "#include <errno.h>", "#include <errno.h>\n#include <poll.h>"),
+    )  # fmt: skip
+    seen = watched_execs(ground, attack_image)
+    assert any("memfd:fargatelite-shim" in line for line in seen), seen
+
+
+def watched_execs(ground: Settings, attack_image: str) -> list[str]:
+    """What a container could see of six processes that joined it, and how many those were."""
     script = "attack watch 6; echo End; while :; do sleep 0.2; done"
     with run_task(
         task_of(
@@ -79,8 +111,7 @@ def test_cve_2016_9962_the_moment_of_an_exec(ground: Settings, attack_image: str
         task.until("RUNNING", TIMEOUT_S)
         for _ in range(6):
             execute(ground, task, "true")
-        seen = until_line(task, "saw")
-    assert len(seen) == 1, f"something could be read: {seen}"
+        return until_line(task, "saw")
 
 
 def test_cve_2019_5736_program_of_the_shim(ground: Settings, hostile_task: Task) -> None:
@@ -177,7 +208,17 @@ def test_cve_2020_15257_socket_of_the_shim(
 ) -> None:
     """CVE-2020-15257: another user cannot reach the shim's socket, and where somebody opened all
     directories up is turned away by SO_PEERCRED."""
-    base = tmp_path_factory.mktemp("open")
+    assert answer_of_shim(attack_image, tmp_path_factory.mktemp("open")) == "closed\n"
+    with pytest.MonkeyPatch.context() as patch:
+        weaken_shim(
+            patch, tmp_path_factory.mktemp("weak"), ("control.c", "peer.uid != geteuid()", "0")
+        )
+        # It answers: "ready", with descriptors of the task's namespaces.
+        assert answer_of_shim(attack_image, tmp_path_factory.mktemp("open")) == "OK\n"
+
+
+def answer_of_shim(attack_image: str, base: Path) -> str:
+    """What another user hears at the shim's socket once somebody has opened all directories up."""
     settings = Settings(data_root=str(base / "d"), run_root=str(base / "r"))
     with run_task(task_of(container(attack_image, "sleep", "300")), settings=settings) as task:
         task.until("RUNNING", TIMEOUT_S)
@@ -189,7 +230,7 @@ def test_cve_2020_15257_socket_of_the_shim(
         try:
             for item in opened:
                 item.chmod(0o777)
-            assert as_nobody(CONNECT, str(path)) == "closed\n"
+            return as_nobody(CONNECT, str(path))
         finally:
             for item, mode in modes.items():
                 item.chmod(mode)
@@ -246,6 +287,35 @@ def test_cve_2024_21626_working_directory(
     assert place.split("/")[1] in reason, reason
 
 
+def test_cve_2024_21626_working_directory_of_the_host(
+    ground: Settings, attack_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other half: links of /proc are followed, nobody looks where that led to, and the
+    container's root is the host's: its working directory is the run directory of the task."""
+    weaken_shim(
+        monkeypatch, tmp_path,
+        ("ops.c", "syscall(SYS_getcwd, where, sizeof where) < 0", "0"),
+        ("ops.c", "return where[0] == '/' ? 0 :", "where[0] = '/';\n    return 1 ? 0 :"),
+    )  # fmt: skip
+
+    def follow(plan: Plan) -> Plan:
+        return tuple(
+            Op(item.name, (*item.values[:4], 0)) if item.name == "mkdir" else item
+            for item in plan
+            if item.name != "user_namespace"
+        )
+
+    edit_plans(monkeypatch, follow)
+    task = run_task(
+        task_of(
+            container(attack_image, "ls", workingDirectory=f"/proc/self/fd/{RUN_DIRECTORY_FD}")
+        ),
+        settings=ground,
+    )
+    task.wait(TIMEOUT_S)
+    assert "shim.sock" in text_of(task).split(), task.containers["app"].reason
+
+
 @pytest.mark.parametrize("target", ["/canary", "../../../../canary", "/proc/self/root/canary"])
 @pytest.mark.parametrize("name", ["dev", "proc", "sys", "etc", "dev/pts", "dev/null"])
 def test_cve_2026_41579_system_directories_as_links(
@@ -279,6 +349,25 @@ def test_cve_2026_41579_system_directories_as_links(
     finally:
         (canary / "ptmx").unlink(missing_ok=True)
         canary.rmdir()
+
+
+def test_cve_2026_41579_links_before_the_root_is_changed(
+    ground: Settings, registry: RunningRegistry, tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The other half: by path and before pivot_root, the same link has us write on the host."""
+    canary = Path("/canary")
+    canary.mkdir()
+    try:
+        files = {path: held for path, held in busybox_files().items() if path[:4] != "etc/"}
+        files["etc"] = link("etc", "/canary")
+        path = tmp_path_factory.mktemp("links") / "layout"
+        image = registry.push(build_oci_layout(path, [tar_layer(files)]), "links")
+        edit_plans(monkeypatch, before_the_root)
+        run_task(task_of(container(image, "true")), settings=ground).wait(TIMEOUT_S)
+        assert "hosts" in {item.name for item in canary.iterdir()}
+    finally:
+        shutil.rmtree(canary)
 
 
 @pytest.mark.parametrize(
@@ -338,8 +427,8 @@ LABELS = {
 def test_cve_2026_53488_labels_choose_nothing(
     ground: Settings, registry: RunningRegistry, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """CVE-2026-53488: labels of an image reached the host's logger. Here nothing reads them, and no
-    terminal gets them raw."""
+    """CVE-2026-53488: labels of an image reached the host's logger. Here nothing reads them, so
+    there is no defence to take away; what shows them writes JSON, which has no raw escapes."""
     path = tmp_path_factory.mktemp("labels") / "layout"
     layout = build_oci_layout(path, [tar_layer(busybox_files())], {"Labels": LABELS})
     task = run_task(
@@ -366,10 +455,24 @@ def test_cve_2025_23266_environment_of_an_image_stays_in_it(
         assert execute(ground, task, "env").count("/canary.so") == len(names)
         pid = shim_of(ground, task)
         assert b"canary" not in Path(f"/proc/{pid}/environ").read_bytes()
+    # A shim that is started with these variables has them: then it would be seen.
+    spawn = os.posix_spawn
+
+    def with_variables(path: str, arguments: list[str], _: object, **more: Any) -> int:
+        environment = {item["name"]: item["value"] for item in variables}
+        return spawn(path, arguments, environment, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "posix_spawn", with_variables)
+        task = run_task(task_of(container(attack_image, "sleep", "300")), settings=ground)
+    with task:
+        task.until("RUNNING", TIMEOUT_S)
+        environment = Path(f"/proc/{shim_of(ground, task)}/environ").read_bytes()
+        assert environment.count(b"/canary.so") == len(names)
 
 
 def test_log_lines_do_not_drive_a_terminal(
-    ground: Settings, attack_image: str, tmp_path: Path
+    ground: Settings, attack_image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """CVE-2021-25743 (kubectl): escape sequences of strangers, in what we ourselves print of them;
     a container's output is its own, as with `docker logs`."""
@@ -386,6 +489,15 @@ def test_log_lines_do_not_drive_a_terminal(
     assert shown.returncode == 127
     assert "owned" in shown.stderr
     assert "\x1b" not in shown.stdout + shown.stderr
+    # Without what makes text printable the terminal gets it.
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("fargatelite.cli.") and hasattr(module, "make_printable"):
+                patch.setattr(module, "make_printable", lambda text: text)
+        arguments = ["--data-root", ground.data_root, "--run-root", ground.run_root, "run"]
+        with pytest.raises(SystemExit):
+            main([*arguments, str(path)])
+    assert owned in capsys.readouterr().err
     failed = run_task(task_of(container(attack_image, owned)), settings=ground)
     failed.wait(TIMEOUT_S)
     assert owned in (failed.containers["app"].reason or ""), "raw for whoever asks by the API"
@@ -439,3 +551,13 @@ def test_cve_2022_23648_paths_of_a_definition(ground: Settings, attack_image: st
     task.wait(TIMEOUT_S)
     assert not Path("/made").exists()
     assert text_of(task) == "/made\n", task.containers["app"].reason
+    # By path and before pivot_root, the same one is made in our own directories.
+    made = Path(ground.data_root, "tasks", "made")
+    with pytest.MonkeyPatch.context() as patch:
+        edit_plans(patch, before_the_root)
+        run_task(
+            task_of(container(attack_image, "pwd", workingDirectory="/../../../made")),
+            settings=ground,
+        ).wait(TIMEOUT_S)
+    assert made.is_dir()
+    made.rmdir()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
+import subprocess
 import threading
+import time
 
 import pytest
 
@@ -18,6 +21,7 @@ from fargatelite.network.connect import (
 )
 from fargatelite.network.namespaces import run_in_namespace
 from fargatelite.network.slot import METADATA_ADDRESS, PortPublication, Protocol
+from tests.fixtures.patience import patient
 
 from .conftest import HOST_ADDRESS, IMDS, WORLD_ADDRESS, Net
 
@@ -263,3 +267,52 @@ def test_the_metadata_address_is_the_tasks_own(net: Net) -> None:
         reach(first, METADATA_ADDRESS, 51679)
         with pytest.raises(OSError):
             reach(second, METADATA_ADDRESS, 51679)
+
+
+def test_one_task_does_not_use_up_connection_tracking(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each datagram from another port is a connection in the host's one table."""
+
+    def send_from_ports(task: int, count: int) -> None:
+        def work() -> None:
+            for _ in range(count):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                    sender.sendto(b"x", (WORLD_ADDRESS, 5400))
+
+        run_in_namespace(task, work)
+
+    def arrived(server: socket.socket) -> int:
+        server.setblocking(False)
+        count = 0
+        with contextlib.suppress(BlockingIOError):
+            while server.recv(1):
+                count += 1
+        return count
+
+    with udp(net.world, WORLD_ADDRESS, 5400) as server:
+        monkeypatch.setattr(firewall, "_connections_bound", lambda: 20)
+        slot, task = net.task()
+        _, other = net.task()
+        send_from_ports(task, 60)
+        assert arrived(server) == 20
+        send_from_ports(other, 10)
+        assert arrived(server) == 10, "its own count"
+        # Somebody's `nft flush` takes the bound away for a moment only.
+        net.on_host(lambda: nft("delete", "chain", *firewall.TABLE.split(), "counted"))
+        deadline = time.monotonic() + patient(10)
+        while "ct count over 20" not in net.on_host(
+            lambda: nft("list", "table", *firewall.TABLE.split())
+        ):
+            assert time.monotonic() < deadline
+        # Without the bound all of it arrives.
+        net.on_host(lambda: nft("insert", "rule", *firewall.TABLE.split(), "counted", "accept"))
+        send_from_ports(task, 60)
+        assert arrived(server) == 60
+    net.on_host(lambda: disconnect(slot))
+    assert (slot.host_interface, slot.address) not in net.on_host(leftover_addresses)
+
+
+def nft(*command: str) -> str:
+    """Somebody else's nft."""
+    return subprocess.run(["nft", *command], capture_output=True, text=True, check=False).stdout
