@@ -44,12 +44,13 @@ root: build ## Tests that need root and this kernel.
 	$(PY) -m pytest tests/root tests/definitions tests/attacks
 
 .PHONY: ci
-ci: ## What CI runs: every test on this host, then those marked vm in the default guest.
-	@code=0; host=passed; guest=passed; \
-	$(MAKE) test || { code=1; host=FAILED; }; between=$$SECONDS; \
-	$(MAKE) test-vm || { code=1; guest=FAILED; }; \
-	echo "ci: this host: $$host in $$between s"; \
-	echo "ci: default guest: $$guest in $$((SECONDS - between)) s, its image included"; exit $$code
+ci: ## What CI runs: every test on this host, ratios beside peers, FOCUS exports, the default guest.
+	@code=0; said=; run() { \
+	  began=$$SECONDS; $(MAKE) $$1 && state=passed || { code=1; state=FAILED; }; \
+	  said="$$said\nci: $$1: $$state in $$((SECONDS - began)) s"; \
+	}; \
+	run test; run bench-guard; run test-focus; run test-vm; \
+	printf "$$said\n"; exit $$code
 
 GUEST ?= default
 .PHONY: test-vm
