@@ -19,7 +19,7 @@ from fargatelite.names import TaskId
 from fargatelite.network.slot import Slot
 from fargatelite.sandbox.mounts import VolumeMount
 from fargatelite.settings import Settings
-from fargatelite.storage.efs import mounted_at, owner_of
+from fargatelite.storage.efs import is_nfs, mounted_at, owner_of
 from fargatelite.taskdef.fields import ContainerDefinition, EfsVolume, TaskDefinition
 
 __all__ = ["MountedVolume", "list_mounts", "prepare_volumes"]
@@ -147,13 +147,15 @@ def _host_mount(mount: MountedVolume) -> VolumeMount:
 def _efs_mount(
     settings: Settings, task_id: TaskId, mount: MountedVolume, efs: EfsVolume
 ) -> VolumeMount:
-    """What provisioning has mounted; ids in it are as they are there, or an access point's."""
+    """What provisioning has mounted; ids in it are as they are there, or an access point's. Linux
+    maps no ids of NFS: there the server says who everybody is."""
+    is_mapped = not is_nfs(settings, efs)
     return VolumeMount(
         source=str(mounted_at(settings, task_id, mount.volume)),
         target=mount.target,
         read_only=mount.read_only,
-        is_mapped=True,
-        owner=owner_of(settings, mount.volume, efs),
+        is_mapped=is_mapped,
+        owner=owner_of(settings, mount.volume, efs) if is_mapped else None,
     )
 
 

@@ -14,8 +14,6 @@ import os
 import socket
 from pathlib import Path
 
-import msgspec
-
 from fargatelite.errors import StorageFailed
 from fargatelite.mounts import bind_descriptor, mount_filesystem, unmount_detached
 from fargatelite.names import TaskId
@@ -23,20 +21,13 @@ from fargatelite.paths import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, open_path
 from fargatelite.settings import EfsAccessPoint, EfsFileSystem, Settings
 from fargatelite.taskdef.fields import EfsVolume
 
-__all__ = ["MountedEfs", "mount_efs", "mounted_at", "owner_of", "unmount_all"]
+__all__ = ["is_nfs", "mount_efs", "mounted_at", "owner_of", "unmount_all"]
 
 _IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 _NFS_OPTIONS = (
     ("vers", "4.1"), ("rsize", "1048576"), ("wsize", "1048576"), ("timeo", "600"), ("retrans", "2"),
 )  # fmt: skip
 """What EFS' mount helper asks for; `hard` is the kernel's default."""
-
-
-class MountedEfs(msgspec.Struct, frozen=True, kw_only=True):
-    """A file system of EFS as a task has it: where, and who everybody is (an access point's)."""
-
-    path: str
-    owner: tuple[int, int] | None = None
 
 
 def _failed(
@@ -74,12 +65,22 @@ def mounted_at(settings: Settings, task_id: TaskId, volume: str) -> Path:
     return settings.efs_mounts / task_id / volume
 
 
-def _open_top(settings: Settings, efs: EfsVolume, mount_point: Path) -> int:
-    """The file system's own root directory."""
-    system = next(
+def _system_of(settings: Settings, efs: EfsVolume) -> EfsFileSystem:
+    """What stands for a file system of EFS; by default a directory of ours."""
+    return next(
         (item for item in settings.efs if item.file_system_id == efs.file_system_id),
         EfsFileSystem(file_system_id=efs.file_system_id),
     )
+
+
+def is_nfs(settings: Settings, efs: EfsVolume) -> bool:
+    """Whether an export of NFS stands for it."""
+    return _system_of(settings, efs).nfs is not None
+
+
+def _open_top(settings: Settings, efs: EfsVolume, mount_point: Path) -> int:
+    """The file system's own root directory."""
+    system = _system_of(settings, efs)
     if system.nfs is not None:
         host, _, path = system.nfs.partition(":")
         target = mount_point.with_name(f"{mount_point.name}.nfs")
