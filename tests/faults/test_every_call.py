@@ -1,0 +1,60 @@
+"""Every system call of a task's life fails once, and every one is its caller's last once.
+
+The points are those that the injector counts in a life without a fault: each system call that
+Python makes from `run_task` on and each that the shim makes, in launch and removal alike. `make
+faults` tries all of them; `make test` the first and the last of every kind of call.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from .conftest import ALL_POINTS, KILL, PYTHON, SHIM, Driver, Fault, Promises, task_of
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.registry,
+    pytest.mark.timeout(7200 if ALL_POINTS else 300),
+]
+
+SCRIPT = "echo out; exit 7"
+
+
+def points(driver: Driver, image: str, program: int, *, ends: bool) -> Iterator[tuple[str, Fault]]:
+    """Names and places; with `ends` only the first and the last of each kind of call."""
+    for _ in range(2):  # the second life makes no template, no directory that stays
+        driver.do("run", definition=task_of(image, SCRIPT), fault=Fault(0, program=program))
+    counted = Counter((call.number, call.name) for call in driver.hit())
+    for (number, name), count in sorted(counted.items(), key=lambda item: item[0][1]):
+        wanted = range(1, count + 1) if ALL_POINTS else ([1, count] if ends and count > 1 else [1])
+        for at in wanted:
+            yield f"{name} {at}/{count}", Fault(at, program=program, call=number)
+
+
+@pytest.mark.parametrize("program", [PYTHON, SHIM], ids=["python", "shim"])
+def test_every_call_fails_once(promises: Promises, busybox: str, program: int) -> None:
+    driver = promises.driver
+    for name, fault in points(driver, busybox, program, ends=program == PYTHON):
+        answer = driver.do("run", definition=task_of(busybox, SCRIPT), fault=fault)
+        what = " ".join(f"{call.name} {call.what}" for call in driver.hit())
+        promises.check(f"{name} fails: {what}", answer, (7, 126, 127))
+    promises.assert_kept(at_least=30)
+
+
+@pytest.mark.parametrize("program", [PYTHON, SHIM], ids=["python", "shim"])
+def test_a_kill_at_every_call(promises: Promises, busybox: str, program: int) -> None:
+    """The process that supervises, or the shim, dies instead of the call; odd points are adopted,
+    even ones are left to gc."""
+    driver = promises.driver
+    for name, fault in points(driver, busybox, program, ends=False):
+        fatal = Fault(fault.at, KILL, program, fault.call)
+        answer = driver.do("run", definition=task_of(busybox, SCRIPT), fault=fatal)
+        what = " ".join(f"{call.name} {call.what}" for call in driver.hit())
+        if promises.tried % 2:
+            adopted = driver.do("adopt")
+            assert "adopted" in adopted, (name, what, adopted)
+        promises.check(f"killed at {name}: {what}", answer, (7, 126, 127))
+    promises.assert_kept(at_least=30)
