@@ -21,7 +21,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 
 import msgspec
@@ -563,25 +563,47 @@ class ImageStore:
 
     def release(self, run_root: Path, task_id: TaskId) -> None:
         """Ends all uses of a task; the last user's end unmounts. May be repeated."""
+        for directory in self._mount_directories(run_root):
+            if (directory / "users" / task_id).exists():
+                self._end_uses(directory, {task_id})
+
+    def release_lost(self, run_root: Path, is_live: Callable[[str], bool]) -> list[str]:
+        """Ends the uses of tasks that are not live, and mounts that have no user: a process was
+        killed while it released them. The names of those tasks.
+
+        A task has to be live before it uses an image, and as long as it does.
+        """
+        lost: set[str] = set()
+        for directory in self._mount_directories(run_root):
+            users: set[str] = set()
+            with contextlib.suppress(FileNotFoundError):
+                users = set(os.listdir(directory / "users"))
+            gone = {name for name in users if not is_live(name)}
+            if gone or not users:
+                self._end_uses(directory, gone)
+            lost |= gone
+        return sorted(lost)
+
+    def _mount_directories(self, run_root: Path) -> list[Path]:
+        try:
+            return list((run_root / "images").iterdir())
+        except FileNotFoundError:
+            return []
+
+    def _end_uses(self, directory: Path, ended: Set[str]) -> None:
         from fargatelite.images.mount import unmount
 
-        try:
-            names = os.listdir(run_root / "images")
-        except FileNotFoundError:
-            return
-        for name in names:
-            directory = run_root / "images" / name
-            if not (directory / "users" / task_id).exists():
-                continue
-            with self._mount_lock(directory):
-                (directory / "users" / task_id).unlink(missing_ok=True)
-                if os.listdir(directory / "users"):
-                    continue
-                unmount(directory / "fs")
-                (directory / "fs").rmdir()
-                (directory / "users").rmdir()
-                (directory / "lock").unlink()
-                directory.rmdir()
+        with self._mount_lock(directory):
+            users = set(os.listdir(directory / "users"))
+            for name in users & ended:
+                (directory / "users" / name).unlink()
+            if users - ended:
+                return
+            unmount(directory / "fs")
+            (directory / "fs").rmdir()
+            (directory / "users").rmdir()
+            (directory / "lock").unlink()
+            directory.rmdir()
 
     # ---- removal ----
 

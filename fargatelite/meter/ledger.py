@@ -275,7 +275,8 @@ def list_segments(path: Path) -> Iterator[Path]:
 
 
 def read_task_ledger(path: Path) -> Ledger:
-    """All segments of a task as one ledger. One whose header is unusable is a problem of it.
+    """All segments of a task as one ledger. One whose header is unusable is a problem of it; one
+    that was begun and never written on (a kill, a full disk, a power cut) holds nothing.
 
     Raises: FileNotFoundError when there is none; StateCorrupt when none is usable; OSError.
     """
@@ -283,8 +284,11 @@ def read_task_ledger(path: Path) -> Ledger:
     unusable: list[Problem] = []
     error: StateCorrupt | None = None
     for segment in list_segments(path):
+        data = segment.read_bytes()
+        if not any(data[:_HEADER_BYTES]):
+            continue
         try:
-            segments.append(read_ledger(segment))
+            segments.append(parse_ledger(data, os.fspath(segment)))
         except StateCorrupt as found:
             error = found
             unusable.append(Problem(offset_bytes=0, reason=str(found)))

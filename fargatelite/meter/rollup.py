@@ -358,7 +358,11 @@ def roll_up(ledger_path: Path) -> bool:
     if segment_path(ledger_path, len(segments)).exists():
         return False  # a writer has just gone on in another one
     target = rollup_path(ledger_path)
-    data = encode_rollup(read_task_ledger(ledger_path), len(segments))
+    try:
+        ledger = read_task_ledger(ledger_path)
+    except FileNotFoundError:
+        return False  # begun, and nothing was written
+    data = encode_rollup(ledger, len(segments))
     try:
         before = target.read_bytes()
     except FileNotFoundError:

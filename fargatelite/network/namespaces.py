@@ -42,7 +42,13 @@ def run_in_namespace(netns_fd: int, work: Callable[[], _Result]) -> _Result:
             failures.append(error)
 
     thread = threading.Thread(target=enter_and_work, name="netns")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise NetworkFailed(
+            f"cannot enter the task's network namespace: {error}: see ulimit -u and pids.max",
+            errno=errno.EAGAIN,
+        ) from error
     thread.join()
     if failures:
         raise failures[0]

@@ -41,9 +41,8 @@ class Adoption(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan_adoption(state: machine.TaskState, found: Found, now_ns: int) -> Adoption:
-    """What the machine has missed, and what must be carried out (again)."""
-    if state.last_status == machine.TaskStatus.STOPPED:
-        return Adoption(actions=(machine.Finished(),))
+    """What the machine has missed, and what must be carried out (again). The task is not STOPPED:
+    of such a one only leftovers remain (close.end_lost)."""
     match state.pending:
         case "provision":
             return Adoption(events=(machine.ProvisionFailed(at_ns=now_ns, reason=_LOST),))

@@ -13,6 +13,8 @@ __all__ = ["beside"]
 def beside(work: Callable[[], None]) -> Iterator[None]:
     """Runs `work` while the block runs; both are over afterwards.
 
+    One after the other where there is no thread to be had (RLIMIT_NPROC, pids.max): what is removed
+    this way must be removed then too.
     Raises: what the block raised, else what `work` raised. What else failed is a note on it.
     """
     failures: list[BaseException] = []
@@ -24,7 +26,12 @@ def beside(work: Callable[[], None]) -> Iterator[None]:
             failures.append(error)
 
     thread = threading.Thread(target=run, name="beside")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:
+        yield
+        work()
+        return
     try:
         yield
     except BaseException as error:

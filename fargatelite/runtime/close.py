@@ -1,15 +1,56 @@
-"""Ends the record of a task that nobody can supervise any more."""
+"""Ends a task that nobody can supervise any more: what it has on this host, and its record."""
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import msgspec
 
+from fargatelite.cgroups.detect import detect_driver
+from fargatelite.errors import StateCorrupt
 from fargatelite.rundir import EXITS_NAME, RunDirectory
+from fargatelite.runtime import launch, record
 from fargatelite.runtime import task as machine
 from fargatelite.runtime.dependencies import ContainerStep
+from fargatelite.runtime.images import open_store
+from fargatelite.runtime.trace import Timeline
+from fargatelite.settings import Settings
 from fargatelite.shim import read_exit_records
 
-__all__ = ["close_state"]
+__all__ = ["close_state", "end_lost"]
+
+LOST_REASON = "The process that supervised the task ended"
+LOST_STOP_CODE = "TerminationNotice"
+
+
+def end_lost(settings: Settings, run: RunDirectory) -> list[str]:
+    """Removes all that is left of a task whose supervisor is gone and records it as STOPPED; the
+    caller has its lock. One of which no state was ever written leaves no record.
+
+    Returns what could not be done, for which the run directory stays.
+    """
+    failures = launch.remove_task(
+        settings, run, detect_driver(), None,
+        lambda: open_store(settings).release(Path(settings.run_root), run.task_id), Timeline(),
+    )  # fmt: skip
+    try:
+        data = run.read_state()
+        if data is not None:
+            found = record.decode_record(data, run.path)
+            state = found.state
+            if state.last_status != machine.TaskStatus.STOPPED:
+                state = close_state(
+                    state, run, time.time_ns(), stop_code=LOST_STOP_CODE, reason=LOST_REASON
+                )
+            record.write_stopped(settings, msgspec.structs.replace(found, state=state))
+    except (StateCorrupt, OSError) as error:
+        failures.append(f"record: {error}")
+    if failures:
+        run.unlock()
+    else:
+        run.remove()
+    return failures
 
 
 def close_state(

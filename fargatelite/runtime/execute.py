@@ -23,6 +23,7 @@ from fargatelite.runtime import launch, record
 from fargatelite.runtime import task as machine
 from fargatelite.runtime.adopt import Found, plan_adoption
 from fargatelite.runtime.close import close_state
+from fargatelite.runtime.dependencies import ContainerStep
 from fargatelite.runtime.describe import describe_state_change
 from fargatelite.runtime.events import (
     ContainerEvent,
@@ -46,7 +47,7 @@ from fargatelite.runtime.supervise import Supervisor
 from fargatelite.runtime.trace import Timeline, read_op_trace
 from fargatelite.runtime.transitions import step, will_restart
 from fargatelite.runtime.usage import add_ended_io
-from fargatelite.runtime.work import TaskWork
+from fargatelite.runtime.work import SHIM_GONE, TaskWork
 from fargatelite.sandbox.compile import compile_guest_check, compile_health_check
 from fargatelite.sandbox.plan import Plan, decode_plan, encode_plan
 from fargatelite.shim import (
@@ -542,13 +543,21 @@ class SupervisedTask:
             return False
 
     def _shim_gone(self, now: int) -> None:
-        """The shim was killed: so were its containers."""
+        """The shim was killed: so were its containers, and what it was asked to start never is."""
         self._unwatch_shim()
         for container in self.state.containers:
-            if container.last_status == "RUNNING":
+            name = container.name
+            if container.step == ContainerStep.STARTING or container.is_restarting:
+                reason = f"CannotStartContainerError: {SHIM_GONE}"
+                self._feed(
+                    machine.ContainerStartFailed(
+                        at_ns=now, name=name, reason=reason, exit_code=None
+                    )
+                )
+            elif container.last_status == "RUNNING":
                 self._feed(
                     machine.ContainerExited(
-                        at_ns=now, name=container.name, exit_code=128 + signal.SIGKILL, oom=False
+                        at_ns=now, name=name, exit_code=128 + signal.SIGKILL, oom=False
                     )
                 )
 
@@ -619,11 +628,15 @@ class SupervisedTask:
         self._timers.clear()
         if self._requests_watch is not None:
             self.supervisor.unwatch_directory(self._requests_watch)
-        record.write_stopped(self.settings, self.record())
-        if self._work.leftovers:
-            self.run.unlock()  # gc finds the directory and tries again
-        else:
-            self.run.remove()
+            self._requests_watch = None
+        try:
+            record.write_stopped(self.settings, self.record())
+            if not self._work.leftovers:
+                self.run.remove()
+        except OSError as error:
+            # Whoever waits is told all the same: the state in the run directory says STOPPED.
+            logger.error("task %s: left behind: record: %s", self.run.task_id, error)
+        self.run.unlock()  # where the directory is still there, gc finds it and tries again
         self.supervisor.discard(self)
         self._refill()
         # After the callbacks that are still queued.

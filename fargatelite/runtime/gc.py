@@ -25,15 +25,12 @@ from fargatelite.names import TaskId
 from fargatelite.rundir import RunDirectory
 from fargatelite.runtime import launch, record
 from fargatelite.runtime import task as machine
-from fargatelite.runtime.close import close_state
+from fargatelite.runtime.close import end_lost
 from fargatelite.runtime.images import open_store
 from fargatelite.runtime.trace import Timeline
 from fargatelite.settings import Settings
 
 __all__ = ["Collected", "collect"]
-
-LOST_REASON = "The process that supervised the task ended"
-STOP_CODE = "TerminationNotice"
 
 
 class Collected(msgspec.Struct, kw_only=True, rename="camel"):
@@ -53,35 +50,9 @@ def _collect_task(settings: Settings, run: RunDirectory, report: Collected) -> N
         run.lock()
     except (TaskBusy, TaskNotFound):
         return
-    timeline = Timeline()
-    driver = detect_driver()
-    store = open_store(settings)
-    failures = launch.remove_task(
-        settings,
-        run,
-        driver,
-        None,
-        lambda: store.release(Path(settings.run_root), run.task_id),
-        timeline,
-    )
-    data = run.read_state()
-    if data is not None:
-        try:
-            found = record.decode_record(data, run.path)
-            state = found.state
-            if state.last_status != machine.TaskStatus.STOPPED:
-                state = close_state(
-                    state, run, time.time_ns(), stop_code=STOP_CODE, reason=LOST_REASON
-                )
-            record.write_stopped(settings, msgspec.structs.replace(found, state=state))
-        except StateCorrupt as error:
-            failures.append(f"record: {error}")
+    failures = end_lost(settings, run)
     report.tasks.append(str(run.task_id))
-    if failures:
-        report.failures += [f"task {run.task_id[:12]}: {failure}" for failure in failures]
-        run.unlock()
-    else:
-        run.remove()
+    report.failures += [f"task {run.task_id[:12]}: {failure}" for failure in failures]
 
 
 def _orphans(settings: Settings) -> set[TaskId]:
@@ -113,6 +84,10 @@ def collect(
     for run in RunDirectory.list_all(settings.runs):
         _collect_task(settings, run, report)
     store = open_store(settings)
+    for name in store.release_lost(
+        Path(settings.run_root), lambda name: (settings.runs / name).exists()
+    ):
+        report.orphans.append(name)
     for task_id in sorted(_orphans(settings) & _known_ids(settings)):
         run = RunDirectory(settings.runs, task_id)
         failures = launch.remove_task(

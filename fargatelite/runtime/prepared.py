@@ -3,7 +3,7 @@
 A prepared sandbox is the run directory of a task to come, with an id of its own and no state yet.
 The task that takes it takes the id, so every name derives from it as ever; nothing is used twice.
 One that its process leaves behind is a task that was lost before it was recorded: whoever looks
-removes it (`remove_unrecorded`).
+removes it (`close.end_lost`).
 
 Off by default (`prepared_sandboxes` = 0): each costs a shim, an empty file system and an address.
 """
@@ -20,17 +20,16 @@ from typing import NamedTuple
 
 from fargatelite import names
 from fargatelite.cgroups.cgroup import CgroupLimits
-from fargatelite.cgroups.detect import detect_driver
 from fargatelite.errors import FargateliteError
 from fargatelite.rundir import RunDirectory, ensure_private_directory
 from fargatelite.runtime import launch
-from fargatelite.runtime.images import open_store
+from fargatelite.runtime.close import end_lost
 from fargatelite.runtime.supervise import Supervisor, get_supervisor
 from fargatelite.runtime.trace import Timeline
 from fargatelite.settings import Settings, load_settings
 from fargatelite.taskdef.fields import TaskDefinition
 
-__all__ = ["Sandbox", "SandboxPool", "get_pool", "prepare_sandboxes", "remove_unrecorded"]
+__all__ = ["Sandbox", "SandboxPool", "get_pool", "prepare_sandboxes"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,20 +42,6 @@ class Sandbox(NamedTuple):
 
     run: RunDirectory
     launched: launch.Launched
-
-
-def remove_unrecorded(settings: Settings, run: RunDirectory) -> list[str]:
-    """Removes a task of which no state was ever written; the caller has its lock. What could not be
-    done, for which the directory stays."""
-    failures = launch.remove_task(
-        settings, run, detect_driver(), None,
-        lambda: open_store(settings).release(Path(settings.run_root), run.task_id), Timeline(),
-    )  # fmt: skip
-    if failures:
-        run.unlock()
-    else:
-        run.remove()
-    return failures
 
 
 class SandboxPool:
@@ -116,7 +101,7 @@ class SandboxPool:
                     storage_gib=_STORAGE_GIB,
                 )  # fmt: skip
             except BaseException:
-                remove_unrecorded(settings, run)
+                end_lost(settings, run)
                 raise
             made = Sandbox(run, launched)
         except (FargateliteError, OSError) as error:
@@ -136,7 +121,7 @@ class SandboxPool:
     def _remove(self, sandbox: Sandbox) -> None:
         try:
             sandbox.launched.abort()
-            for failure in remove_unrecorded(self._settings, sandbox.run):
+            for failure in end_lost(self._settings, sandbox.run):
                 logger.error("prepared sandbox %s: %s", sandbox.run.task_id, failure)
         finally:
             with self._changed:

@@ -18,10 +18,11 @@ from fargatelite.rundir import RunDirectory, ensure_private_directory
 from fargatelite.runtime import task as machine
 from fargatelite.runtime.awsvpc import parse_network_configuration
 from fargatelite.runtime.capacity import admitted
+from fargatelite.runtime.close import end_lost
 from fargatelite.runtime.describe import TaskFacts
 from fargatelite.runtime.events import Event
 from fargatelite.runtime.execute import SupervisedTask
-from fargatelite.runtime.prepared import get_pool, remove_unrecorded
+from fargatelite.runtime.prepared import get_pool
 from fargatelite.runtime.record import decode_record
 from fargatelite.runtime.supervise import get_supervisor
 from fargatelite.runtime.trace import Timeline
@@ -177,7 +178,8 @@ def adopt_task(
 ) -> SupervisedTask | None:
     """Goes on with a task whose supervisor is gone, on this process's supervisor.
 
-    None for one that was lost before anything of it was written down: it is removed.
+    None for one that was lost before anything of it was written down, or that is over and has left
+    something: it is removed.
     Raises: TaskBusy when somebody supervises it; TaskNotFound when it is gone; StateCorrupt.
     """
     from fargatelite.runtime.usage import get_sampler
@@ -185,11 +187,11 @@ def adopt_task(
     run.lock()
     try:
         data = run.read_state()
-        if data is None:
-            for failure in remove_unrecorded(settings, run):
+        recorded = None if data is None else decode_record(data, run.path)
+        if recorded is None or recorded.state.last_status == machine.TaskStatus.STOPPED:
+            for failure in end_lost(settings, run):
                 logger.error("task %s: left behind: %s", run.task_id, failure)
             return None
-        recorded = decode_record(data, run.path)
         definition = load_recorded(recorded.definition)
     except BaseException:
         run.unlock()

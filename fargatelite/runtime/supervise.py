@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from fargatelite.errors import HostUnsupported
 from fargatelite.settings import Settings
 
 if TYPE_CHECKING:
@@ -73,10 +74,15 @@ class _Pool:
         with self._lock:
             self._jobs.put(lambda: _guarded(job, task))
             if self._idle < self._jobs.qsize() and self._threads < _POOL_THREADS:
-                self._threads += 1
-                threading.Thread(
-                    target=self._work, name=f"fargatelite-pool-{self._threads}", daemon=True
-                ).start()
+                name = f"fargatelite-pool-{self._threads + 1}"
+                try:
+                    threading.Thread(target=self._work, name=name, daemon=True).start()
+                except RuntimeError:
+                    if not self._threads:  # else one of those will come to it
+                        self._jobs.get()
+                        raise
+                else:
+                    self._threads += 1
 
     def _work(self) -> None:
         while True:
@@ -235,11 +241,20 @@ _supervisors_lock = threading.Lock()
 
 
 def get_supervisor(settings: Settings) -> Supervisor:
-    """The supervisor of this process for these settings, started on first use."""
+    """The supervisor of this process for these settings, started on first use.
+
+    Raises: HostUnsupported when the host has no thread for it.
+    """
     with _supervisors_lock:
         supervisor = _supervisors.get(settings)
         if supervisor is None:
-            supervisor = _supervisors[settings] = Supervisor(settings)
+            try:
+                supervisor = _supervisors[settings] = Supervisor(settings)
+            except RuntimeError as error:
+                raise HostUnsupported(
+                    f"cannot supervise tasks: {error}: see ulimit -u and pids.max",
+                    errno=errno.EAGAIN,
+                ) from error
             atexit.register(supervisor.stop_all)
         return supervisor
 

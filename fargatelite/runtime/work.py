@@ -51,11 +51,12 @@ if TYPE_CHECKING:
     from fargatelite.runtime.record import TaskRecord
     from fargatelite.runtime.request import TaskRequest
 
-__all__ = ["HeldContainer", "TaskWork"]
+__all__ = ["SHIM_GONE", "HeldContainer", "TaskWork"]
 
 logger = logging.getLogger(__name__)
 
 SHIM_TIMEOUT_S = 10.0
+SHIM_GONE = "the process that holds the task (fargatelite-shim) has ended"
 
 
 class HeldContainer:
@@ -368,8 +369,9 @@ class TaskWork:
     def start_container(self, name: str) -> None:
         """Prepares a container and has the shim start it; tells only of a failure."""
         held, launched = self.containers[name], self.launched
-        assert launched is not None
         try:
+            if launched is None:
+                raise SandboxFailed(SHIM_GONE)
             self._prepare(name, is_new=True)
             launched.shim.start_process(held.number, encode_plan(held.plan))
         except (FargateliteError, OSError, ValueError) as error:
@@ -471,8 +473,9 @@ class TaskWork:
     def restart_container(self, name: str) -> None:
         """The same group and writable layer; processes that outlived the first one go before."""
         held = self.containers[name]
-        assert self.launched is not None
         try:
+            if self.launched is None:
+                raise SandboxFailed(SHIM_GONE)
             self.driver.kill(names.cgroup_path(self.run.task_id, name))
             if not held.plan:
                 self._prepare(name, is_new=False)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,16 @@ from fargatelite.settings import Settings
 from tests.fixtures.patience import patient
 
 SOURCE = Path(__file__).parent / "injector.c"
-ALL_POINTS = os.environ.get("FARGATELITE_FAULTS") == "all"
-"""Every point, as `make faults` has it; else a choice of them that fits into `make test`."""
+CHOSEN = os.environ.get("FARGATELITE_FAULTS", "")
+"""`all`: every point, as `make faults` has it; names of system calls: every point of those; else a
+choice of all that fits into `make test`."""
 
 Answer = dict[str, Any]
 PYTHON, SHIM = 0, 1
 ANY_CALL = -1
 OWN_ERRNO, KILL = 0, -1
+SLOW_S = patient(8)
+"""A life after a fault may wait for one time-out of ours, not for several."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,13 @@ class Driver:
         }  # fmt: skip
         if fault is not None:
             message["fault"] = [fault.at, fault.what, fault.program, fault.call]
+        began = time.monotonic()
         self._process.stdin.write(json.dumps(message) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         assert line, self.log.read_text()
         answer: Answer = json.loads(line)
+        answer["seconds"] = time.monotonic() - began
         return answer
 
     def hit(self) -> list[Call]:
@@ -149,13 +155,16 @@ class Promises:
         self.driver = driver
         self.tried = 0
         self.broken: list[str] = []
-        self._known: set[str] = set()
+        self.known: set[str] = set()
+        """Tasks of which it has been seen how they ended."""
         self._image = image
 
     def check(self, point: str, answer: Answer, expected: tuple[int, ...]) -> Answer:
         """After a fault at `point` whose life gave `answer`; what `settle` found."""
         self.tried += 1
         problems = []
+        if answer["seconds"] > SLOW_S:
+            problems.append(f"took {answer['seconds']:.1f} s")
         if "hung" in answer:
             problems.append(f"hung:\n{answer['hung']}")
         if answer.get("isUnexpected"):
@@ -165,8 +174,8 @@ class Promises:
             problems.append(f"gc: {settled}")
             self._note(point, problems)
             return settled
-        new = [item for item in settled["records"] if item["id"] not in self._known]
-        self._known |= {item["id"] for item in new}
+        new = [item for item in settled["records"] if item["id"] not in self.known]
+        self.known |= {item["id"] for item in new}
         if settled["first"]["failures"] or settled["second"]:
             problems.append(f"one gc is not enough: {settled['first']}, then {settled['second']}")
         for name in ("left", "slots", "damage"):
@@ -176,12 +185,12 @@ class Promises:
             problems.append(f"doubled: {new}")
         for item in new:
             problems += _problems_of(item, expected)
-        if "id" in answer and answer["id"] not in self._known:
+        if "id" in answer and answer["id"] not in self.known:
             problems.append(f"lost: {answer}")
         again = self.driver.do("run", definition=task_of(self._image, "exit 7"))
         if again.get("exitCode") != 7:
             problems.append(f"the next launch: {again}")
-        self._known.add(again.get("id", ""))
+        self.known.add(again.get("id", ""))
         self._note(point, problems)
         return settled
 
@@ -218,5 +227,8 @@ def _problems_of(record: Answer, expected: tuple[int, ...]) -> list[str]:
 def promises(driver: Driver, busybox: str) -> Promises:
     """With an image in the store of the driver's roots."""
     assert "imageId" in driver.do("pull", reference=busybox)
-    assert driver.do("run", definition=task_of(busybox, "exit 7"))["exitCode"] == 7
-    return Promises(driver, busybox)
+    first = driver.do("run", definition=task_of(busybox, "exit 7"))
+    assert first["exitCode"] == 7
+    made = Promises(driver, busybox)
+    made.known.add(first["id"])
+    return made

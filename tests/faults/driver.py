@@ -1,9 +1,10 @@
 """The program under faults: forks a process for each piece of a task's life that it is asked for.
 
-It imports everything before it forks, so that the calls that are counted are those of the life, not
-those of imports, and a life costs a fork. It runs below `injector`, which it arms by prctl(2) in the
-forked process, just before the piece begins. One request per line of stdin, one answer per line of
-stdout, both JSON; a process that does not come to its end is an answer too, with its stacks.
+It imports everything before it forks, so that the calls that are counted are those of the life and
+not those of imports, and a life costs a fork. It runs below `injector`, which it arms by prctl(2)
+in the forked process, just before the piece begins. One request per line of stdin, one answer per
+line of stdout, both JSON; a process that does not come to its end is an answer too, with its
+stacks.
 """
 
 from __future__ import annotations

@@ -100,7 +100,3 @@ def test_what_was_being_provisioned_has_failed() -> None:
     (event,) = plan(Found(), pending="provision").events
     assert isinstance(event, machine.ProvisionFailed)
     assert event.reason.startswith("ResourceInitializationError: ")
-
-
-def test_what_has_stopped_is_finished() -> None:
-    assert plan(Found(), last_status=TaskStatus.STOPPED).actions == (machine.Finished(),)
