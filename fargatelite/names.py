@@ -68,6 +68,11 @@ def parse_task_id(text: str) -> TaskId:
     return TaskId(text)
 
 
+def is_task_id(text: str) -> bool:
+    """Whether `text` spells a task id in full."""
+    return _TASK_ID.fullmatch(text) is not None
+
+
 def is_digest(text: str) -> bool:
     """Whether `text` is a digest that we accept: sha256, lower-case, of full length."""
     return _DIGEST.fullmatch(text) is not None

@@ -23,6 +23,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +37,9 @@ __all__ = ["DesiredStop", "RunDirectory", "ensure_private_directory", "replace_f
 
 STATE_NAME, DESIRED_NAME, EXITS_NAME = "state.json", "requests/stop.json", "exits"
 SIZE_NAME = "size"
-_REMOVED = ".removed-"  # no task id begins with it
+_REMOVED, _NEW = ".removed-", ".new-"  # no task id begins so
+_NEW_S = 60.0
+"""A directory that is being made is in its place within moments."""
 
 
 def ensure_private_directory(path: Path) -> Path:
@@ -102,14 +105,26 @@ class RunDirectory:
 
     @classmethod
     def create(cls, runs: Path, task_id: TaskId) -> RunDirectory:
-        """Makes the directory of a new task and takes its lock."""
+        """Makes the directory of a new task and takes its lock.
+
+        It comes into sight whole: for one without a lock somebody would have it adopted or removed.
+        """
         ensure_private_directory(runs.parent)
         ensure_private_directory(runs)
         directory = cls(runs, task_id)
+        place = directory.path
+        directory.path = place.with_name(_NEW + task_id)
         directory.path.mkdir(mode=0o700)
-        (directory.path / "files").mkdir(mode=0o755)
-        (directory.path / "requests").mkdir(mode=0o700)
-        directory.lock()
+        try:
+            (directory.path / "files").mkdir(mode=0o755)
+            (directory.path / "requests").mkdir(mode=0o700)
+            directory.lock()
+            os.rename(directory.path, place)
+        except BaseException:
+            directory.unlock()
+            _remove_tree(directory.path)
+            raise
+        directory.path = place
         return directory
 
     @classmethod
@@ -245,11 +260,16 @@ class RunDirectory:
 
     @classmethod
     def sweep_removed(cls, runs: Path) -> None:
-        """Ends what a process that was killed in `remove` had begun."""
+        """Removes what a process left that was killed in `remove`, or in `create`."""
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(runs):
                 if name.startswith(_REMOVED):
                     _remove_tree(runs / name)
+                elif name.startswith(_NEW):
+                    with contextlib.suppress(FileNotFoundError):
+                        age_s = time.time() - (runs / name).stat().st_mtime
+                        if age_s > _NEW_S:
+                            _remove_tree(runs / name)
 
     def unlock(self) -> None:
         """Lets go of the lock without removing anything."""

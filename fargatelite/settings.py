@@ -37,6 +37,10 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     cpu_units = 8192
     memory_mib = 16384
 
+    [retention]                          # what gc keeps, and how often it happens by itself
+    record_days = 7
+    every_minutes = 60
+
     [[security_groups.web.ingress]]      # as EC2's; tasks name the group
     IpProtocol = "tcp"
     FromPort = 80
@@ -68,6 +72,7 @@ __all__ = [
     "CredentialSettings",
     "EfsAccessPoint",
     "EfsFileSystem",
+    "Retention",
     "SecretSettings",
     "Settings",
     "load_settings",
@@ -145,6 +150,16 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     memory_mib: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
+class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long `gc` keeps what no task needs any more, and how often it happens by itself, after a
+    task's end. 0: for ever, without bound, never."""
+
+    record_days: Annotated[int, msgspec.Meta(ge=0)] = 7
+    image_days: Annotated[int, msgspec.Meta(ge=0)] = 0
+    images_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
+    every_minutes: Annotated[int, msgspec.Meta(ge=0)] = 60
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The host's settings. Both roots are absolute paths, made with mode 0700."""
 
@@ -173,6 +188,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     allow_privileged: bool = False
     beyond_fargate: BeyondFargate = BeyondFargate()
     capacity: Capacity = Capacity()
+    retention: Retention = Retention()
     efs: tuple[EfsFileSystem, ...] = ()
     assume_roles: bool = False
     secrets: SecretSettings = SecretSettings()

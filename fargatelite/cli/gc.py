@@ -27,19 +27,25 @@ def parse_age(context: click.Context, parameter: click.Parameter, text: str | No
 
 @click.command("gc")
 @click.option(
-    "--older-than", callback=parse_age, metavar="AGE", help="Also records stopped longer ago: 7d."
+    "--older-than",
+    callback=parse_age,
+    metavar="AGE",
+    help="Records of tasks that stopped longer ago go; by default as the configuration says: 7d.",
 )
 @click.option("--images", is_flag=True, help="Also images and layers that no name refers to.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and leave it.")
 @click.option("--output", type=click.Choice(["table", "json"]), default="table")
 @click.pass_obj
-def command(settings: Settings, older_than: int | None, images: bool, output: str) -> int:
-    """Remove what crashed tasks left behind; on request old records and unused images.
+def command(
+    settings: Settings, older_than: int | None, images: bool, dry_run: bool, output: str
+) -> int:
+    """Remove what crashed tasks left behind, old records and unused images.
 
     \b
     Example:
       fargatelite gc --older-than 7d --images
     """
-    report = collect(settings, older_than_s=older_than, images=images)
+    report = collect(settings, older_than_s=older_than, images=images, dry_run=dry_run)
     if output == "json":
         print_json(report)
     else:
@@ -48,9 +54,10 @@ def command(settings: Settings, older_than: int | None, images: bool, output: st
             ("removed leftovers of", report.orphans),
             ("removed record of", report.records),
             ("removed image", report.images),
+            ("removed layer", report.layers),
         ):
             for item in items:
-                sys.stdout.write(f"{word} {item}\n")
+                sys.stdout.write(f"{'would have ' if dry_run else ''}{word} {item}\n")
         for failure in report.failures:
             click.echo(f"Error: {failure}", err=True)
     return OWN_FAILURE if report.failures else 0

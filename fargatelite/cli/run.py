@@ -23,6 +23,7 @@ from fargatelite.runtime.handle import RecordedTask, Task, TaskHandle
 from fargatelite.runtime.logs import LogLine
 from fargatelite.runtime.request import PullPolicy, TaskRequest, prepare_request, start_task
 from fargatelite.runtime.trace import Timeline
+from fargatelite.runtime.upkeep import collect_if_due
 from fargatelite.settings import Settings
 from fargatelite.taskdef.launch_type import LaunchType, policy_for
 from fargatelite.taskdef.store import parse_identifier
@@ -290,4 +291,6 @@ def command(
         from fargatelite.cli.tables import print_json
 
         print_json({"task": task.describe(), "bill": bill_to_builtins(task.bill())})
+    sys.stdout.flush()
+    collect_if_due(settings)
     return _exit_code(task, interrupts.number)

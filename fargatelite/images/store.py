@@ -47,6 +47,7 @@ from fargatelite.names import DiffId, Digest, TaskId
 __all__ = ["ImageStore", "LayerEntry", "StoredImage", "StoredReference"]
 
 STORE_VERSION = "1"
+_GONE = ".gone-"  # the directory of a mount that has ended
 MAX_FILE_READ = 1024 * 1024  # /etc/passwd and /etc/group (CVE-2026-47262)
 
 OnProgress = Callable[[PullProgress], None]
@@ -111,6 +112,22 @@ def _replace(path: Path, data: bytes) -> None:
         raise
 
 
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_mount_directory(path: Path) -> None:
+    """Never recursively: what is mounted is not ours to delete. May be repeated."""
+    for name in ("fs", "users", ""):
+        with contextlib.suppress(FileNotFoundError):
+            if not name:
+                (path / "lock").unlink(missing_ok=True)
+            (path / name).rmdir()
+
+
 class ImageStore:
     """See the module. Usable from any thread and from several processes."""
 
@@ -143,7 +160,7 @@ class ImageStore:
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Only one process works on `name` (a digest) at a time."""
-        fd = os.open(self.root / "locks" / _hex(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = self._open_lock(_hex(name))
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
@@ -174,6 +191,33 @@ class ImageStore:
             if os.fstat(fd).st_nlink:
                 return path, fd
             os.close(fd)
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Nothing is removed meanwhile. Of whoever adds to the store, or takes from it what no
+        task has mounted yet."""
+        fd = self._open_lock("collect")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Nobody is in `shared` meanwhile; False when somebody is, which is not waited for."""
+        fd = self._open_lock("collect")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+        finally:
+            os.close(fd)
+
+    def _open_lock(self, name: str) -> int:
+        return os.open(self.root / "locks" / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     # ---- layers ----
 
@@ -413,8 +457,7 @@ class ImageStore:
         """
         parsed = parse_reference(reference)
         policy = PullPolicy(policy)
-        stored = self.read_reference(self._reference_path(parsed, platform))
-        image = self._image(stored, reference) if stored is not None else None
+        image, stored = self._use(reference, parsed, platform)
         if policy is PullPolicy.NEVER:
             if image is None:
                 raise ImageNotFound(
@@ -427,14 +470,31 @@ class ImageStore:
             if policy is PullPolicy.MISSING or is_fixed:
                 return image
             if self._ask(parsed, credentials) == stored.resolved:
-                return image
+                image, again = self._use(reference, parsed, platform)  # gc may have taken it
+                if image is not None and again == stored:
+                    return image
         from fargatelite.images.worker import run_worker
 
         run_worker(self, reference, platform, on_progress, cancelled, credentials)
-        found = self.find(reference, platform)
-        if found is None:
+        image, _ = self._use(reference, parsed, platform)
+        if image is None:
             raise ImageError(f"{reference} is not in the store after its pull")
-        return found
+        return image
+
+    def _use(
+        self, text: str, reference: Reference, platform: str
+    ) -> tuple[Image | None, StoredReference | None]:
+        """The image that a name means, noted as used now; None when it is not there. And what the
+        name says."""
+        with self.shared():
+            stored = self.read_reference(self._reference_path(reference, platform))
+            image = self._image(stored, text) if stored is not None else None
+            if image is not None:
+                self._note_use(image.image_id)
+        return image, stored
+
+    def _note_use(self, image_id: str) -> None:
+        os.utime(self.image_directory(image_id))
 
     def _ask(self, reference: Reference, credentials: Credentials | None) -> str | None:
         from fargatelite.images.registry import Registry
@@ -481,7 +541,15 @@ class ImageStore:
             target = directory / "fs"
             if not os.path.ismount(target):
                 self._mount(stored, target)
+        self._note_use(image.image_id)
         return target
+
+    def has_users(self, run_root: Path, name: str) -> bool:
+        """Whether a task of this run root uses the image of that hexadecimal id."""
+        try:
+            return bool(os.listdir(run_root / "images" / name / "users"))
+        except FileNotFoundError:
+            return False
 
     def _mount(self, stored: StoredImage, target: Path) -> None:
         """Mounts by the store's backend; `auto` falls back to a directory."""
@@ -547,15 +615,17 @@ class ImageStore:
         """The lock of one image's mount. Whoever removes the directory holds it, so the file may be
         gone when we get it: then again."""
         while True:
-            for name in ("", "users", "fs"):
-                (directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
+                directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                for name in ("", "users", "fs"):
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(directory / name, 0o700)
                 fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
                 continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
-                if os.fstat(fd).st_nlink and (directory / "users").is_dir():
+                if _is_at(fd, directory / "lock"):
                     yield
                     return
             finally:
@@ -582,13 +652,16 @@ class ImageStore:
             if gone or not users:
                 self._end_uses(directory, gone)
             lost |= gone
+        for path in (run_root / "images").glob(f"{_GONE}*"):
+            _remove_mount_directory(path)
         return sorted(lost)
 
     def _mount_directories(self, run_root: Path) -> list[Path]:
         try:
-            return list((run_root / "images").iterdir())
+            found = list((run_root / "images").iterdir())
         except FileNotFoundError:
             return []
+        return [path for path in found if not path.name.startswith(_GONE)]
 
     def _end_uses(self, directory: Path, ended: Set[str]) -> None:
         from fargatelite.images.mount import unmount
@@ -600,10 +673,10 @@ class ImageStore:
             if users - ended:
                 return
             unmount(directory / "fs")
-            (directory / "fs").rmdir()
-            (directory / "users").rmdir()
-            (directory / "lock").unlink()
-            directory.rmdir()
+            # Out of sight whole: who wants it now makes another one.
+            gone = directory.with_name(f"{_GONE}{directory.name}-{os.urandom(4).hex()}")
+            os.rename(directory, gone)
+            _remove_mount_directory(gone)
 
     # ---- removal ----
 
@@ -625,7 +698,14 @@ class ImageStore:
             raise ImageNotFound(f"{reference} is not in the store; see `fargatelite image list`")
         self.gc()
 
-    def _remove_scratch(self) -> bool:
+    def discard(self, path: Path) -> None:
+        """Removes a directory of the store. It goes out of sight whole: a layer or an image of
+        which a part is missing would be taken for one that is there."""
+        gone = self.root / "tmp" / f"gone-{os.getpid()}-{os.urandom(6).hex()}"
+        os.rename(path, gone)
+        shutil.rmtree(gone)
+
+    def remove_scratch(self) -> bool:
         """Removes what crashed pulls left; False when a pull is going on."""
         for path in (self.root / "tmp").iterdir():
             try:
@@ -642,38 +722,8 @@ class ImageStore:
         return True
 
     def gc(self) -> list[str]:
-        """Removes images without a name, layers without an image, and what crashed pulls left.
+        """Removes images without a name, layers without an image, and what crashed pulls left; the
+        ids of those images. See `images.collect`."""
+        from fargatelite.images.collect import collect_images
 
-        Nothing while a pull or load goes on, in whatever process: its layers have no image yet, its
-        image no name.
-        """
-        if not self._remove_scratch():
-            return []
-        removed = []
-        wanted_images = set()
-        for path in (self.root / "references").iterdir():
-            if path.name.startswith("."):
-                path.unlink(missing_ok=True)
-                continue
-            stored = self.read_reference(path)
-            if stored is not None:
-                wanted_images.add(_hex(stored.image_id))
-        wanted_layers = set()
-        for path in (self.root / "images").iterdir():
-            found = self._read_image(f"sha256:{path.name}")
-            if path.name in wanted_images and found is not None:
-                wanted_layers |= {_hex(diff_id) for diff_id in found.diff_ids}
-                continue
-            with self.lock(f"sha256:{path.name}"):
-                if self.is_bound(path):
-                    continue
-                removed.append(f"sha256:{path.name}")
-                self.forget(f"sha256:{path.name}")
-                shutil.rmtree(path)
-        for path in (self.root / "layers").iterdir():
-            if path.name not in wanted_layers:
-                shutil.rmtree(path)
-        for path in (self.root / "digests").iterdir():
-            if self.find_layer(f"sha256:{path.name}") is None:
-                path.unlink()
-        return removed
+        return collect_images(self).images

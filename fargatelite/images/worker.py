@@ -267,7 +267,7 @@ def fetch_image(
     store: ImageStore, registry: Registry, reference: str, platform: str, emit: Emit
 ) -> None:
     """Pulls manifest, configuration and layers, checks every digest, builds and names the image."""
-    with store.scratch():  # tells `gc` to wait: until the end the layers have no image
+    with store.shared():  # `gc` waits: until the end the layers have no image
         _fetch_image(store, registry, reference, platform, emit)
 
 
@@ -346,7 +346,7 @@ def _work(request: _Request, emit: Emit) -> tuple[str, ...]:
     if request.load is not None:
         from fargatelite.images.load import load_images
 
-        with store.scratch():  # as in `fetch_image`
+        with store.shared():  # as in `fetch_image`
             return load_images(store, Path(request.load))
     assert request.reference is not None
     reference = parse_reference(request.reference)

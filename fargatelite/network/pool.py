@@ -165,6 +165,12 @@ class SlotPool:
             if not self._taken():
                 self._network_file.unlink(missing_ok=True)
 
+    def remove_left_aside(self) -> None:
+        """Removes files that a killed process was about to publish."""
+        with self._locked():
+            for path in self._directory.glob(".*.json.*"):
+                path.unlink()
+
     def list_own(self) -> list[Slot]:
         """The slots of this run root's tasks, by index."""
         return self._select(lambda owner: owner.run_root == self._run_root)

@@ -46,6 +46,7 @@ from fargatelite.runtime.record import TaskRecord
 from fargatelite.runtime.supervise import Supervisor
 from fargatelite.runtime.trace import Timeline, read_op_trace
 from fargatelite.runtime.transitions import step, will_restart
+from fargatelite.runtime.upkeep import collect_if_due, is_due
 from fargatelite.runtime.usage import add_ended_io
 from fargatelite.runtime.work import SHIM_GONE, TaskWork
 from fargatelite.sandbox.compile import compile_guest_check, compile_health_check
@@ -680,3 +681,5 @@ class SupervisedTask:
             self.changed.notify_all()
         if self._on_finished is not None:
             self._on_finished()
+        if is_due(self.settings):
+            self.supervisor.pool.submit(lambda: collect_if_due(self.settings))

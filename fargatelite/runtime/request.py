@@ -250,8 +250,9 @@ def start_task(
                 request = msgspec.structs.replace(request, task_id=sandbox.run.task_id)
             task_id = TaskId(request.task_id)
             ensure_private_directory(Path(settings.data_root))
-            (settings.records / task_id).mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Before all else of the task: `gc` takes what has none for lost.
             run = sandbox.run if sandbox else RunDirectory.create(settings.runs, task_id)
+            (settings.records / task_id).mkdir(mode=0o700, parents=True, exist_ok=True)
             if size is not None:
                 run.write_size(*size)
         supervised = SupervisedTask(

@@ -18,6 +18,7 @@ from fargatelite.settings import (
     CredentialSettings,
     EfsAccessPoint,
     EfsFileSystem,
+    Retention,
     SecretSettings,
     Settings,
     load_settings,
@@ -102,9 +103,13 @@ def test_settings_with_variable_and_default() -> None:
         "Credentials": CredentialSettings,
         "Beyond Fargate": BeyondFargate,
         "Capacity": Capacity,
+        "Retention": Retention,
     }
     rows = dict(re.findall(r"^\| `([a-z_]+)` \| (.*)$", text, re.MULTILINE))
-    inner = {"capacity", "secrets", "credentials", "beyond_fargate", "efs", "security_groups"}
+    inner = {
+        "beyond_fargate", "capacity", "credentials", "efs", "retention", "secrets",
+        "security_groups",
+    }  # fmt: skip
     assert set(rows) == set(Settings.__struct_fields__) - inner
     for name, row in rows.items():
         variable, default = (cell.strip(" `") for cell in row.split("|")[:2])
