@@ -285,12 +285,12 @@ def read_task_ledger(path: Path) -> Ledger:
     error: StateCorrupt | None = None
     for segment in list_segments(path):
         data = segment.read_bytes()
-        if not any(data[:_HEADER_BYTES]):
+        if not data:
             continue
         try:
             segments.append(parse_ledger(data, os.fspath(segment)))
         except StateCorrupt as found:
-            error = found
+            error = found if any(data) else error
             unusable.append(Problem(offset_bytes=0, reason=str(found)))
     if not segments:
         raise error if error is not None else FileNotFoundError(2, "no ledger", str(path))

@@ -14,6 +14,7 @@ import faulthandler
 import json
 import os
 import pkgutil
+import resource
 import select
 import signal
 import sys
@@ -69,10 +70,21 @@ def _describe(task: Any) -> Answer:
 def _run(settings: Any, request: Answer, arm: Callable[[], None]) -> Answer:
     from fargatelite import run_task
 
+    if "descriptors" in request:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (request["descriptors"],) * 2)
     arm()
     task = run_task(request["definition"], settings=settings, pull=request.get("pull", "missing"))
+    if "kill" in request:
+        task.until("RUNNING", DEADLINE_S)
+        pid = task.state.container("app").pid
+        assert pid is not None
+        os.kill(pid if request["kill"] == "init" else _parent_of(pid), signal.SIGKILL)
     task.wait(DEADLINE_S)
     return _describe(task)
+
+
+def _parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _stop(settings: Any, request: Answer, arm: Callable[[], None]) -> Answer:
@@ -86,10 +98,21 @@ def _stop(settings: Any, request: Answer, arm: Callable[[], None]) -> Answer:
 
 
 def _pull(settings: Any, request: Answer, arm: Callable[[], None]) -> Answer:
+    """Of an image that is not in the store."""
     from fargatelite.runtime.images import open_store
 
+    store = open_store(settings)
+    if "fault" in request and store.find(request["reference"]) is not None:
+        store.remove(request["reference"])
     arm()
-    return {"imageId": open_store(settings).pull(request["reference"]).image_id}
+    return {"imageId": store.pull(request["reference"]).image_id}
+
+
+def _remove(settings: Any, request: Answer, arm: Callable[[], None]) -> Answer:
+    from fargatelite.runtime.images import open_store
+
+    open_store(settings).remove(request["reference"])
+    return {}
 
 
 def _adopt(settings: Any, request: Answer, arm: Callable[[], None]) -> Answer:
@@ -161,7 +184,8 @@ def _settle(settings: Any, request: Answer, arm: Callable[[], None]) -> Answer:
 
 
 PIECES = {
-    "run": _run, "stop": _stop, "pull": _pull, "adopt": _adopt, "gc": _collect, "settle": _settle,
+    "run": _run, "stop": _stop, "pull": _pull, "remove": _remove, "adopt": _adopt, "gc": _collect,
+    "settle": _settle,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .conftest import CHOSEN, KILL, PYTHON, SHIM, Fault, Promises, task_of
+from .conftest import CHOSEN, KILL, PYTHON, SHIM, Answer, Driver, Fault, Promises, task_of
 
 pytestmark = [
     pytest.mark.root,
@@ -24,13 +24,13 @@ SCRIPT = "echo out; exit 7"
 
 
 def points(
-    promises: Promises, image: str, program: int, *, ends: bool
+    promises: Promises, image: str, program: int, *, ends: bool, piece: str = "run"
 ) -> Iterator[tuple[str, Fault]]:
     """Names and places; with `ends` only the first and the last of each kind of call."""
     driver = promises.driver
     for _ in range(2):  # the second life makes no template, no directory that stays
-        life = driver.do("run", definition=task_of(image, SCRIPT), fault=Fault(0, program=program))
-        promises.known.add(life["id"])
+        life = live(driver, piece, image, Fault(0, program=program))
+        promises.known.add(life.get("id", ""))
     counted = Counter((call.number, call.name) for call in driver.hit())
     for (number, name), count in sorted(counted.items(), key=lambda item: item[0][1]):
         if CHOSEN:
@@ -41,12 +41,21 @@ def points(
             yield f"{name} {at}/{count}", Fault(at, program=program, call=number)
 
 
+def live(driver: Driver, piece: str, image: str, fault: Fault) -> Answer:
+    script = "sleep 300" if piece == "stop" else SCRIPT
+    return driver.do(piece, definition=task_of(image, script), reference=image, fault=fault)
+
+
+def describe(driver: Driver) -> str:
+    return " ".join(f"{call.name} {call.what}" for call in driver.hit())
+
+
 @pytest.mark.parametrize("program", [PYTHON, SHIM], ids=["python", "shim"])
 def test_every_call_fails_once(promises: Promises, busybox: str, program: int) -> None:
     driver = promises.driver
     for name, fault in points(promises, busybox, program, ends=program == PYTHON):
         answer = driver.do("run", definition=task_of(busybox, SCRIPT), fault=fault)
-        what = " ".join(f"{call.name} {call.what}" for call in driver.hit())
+        what = describe(driver)
         promises.check(f"{name} fails: {what}", answer, (7, 126, 127))
     promises.assert_kept(at_least=1 if CHOSEN else 30)
 
@@ -59,9 +68,21 @@ def test_a_kill_at_every_call(promises: Promises, busybox: str, program: int) ->
     for name, fault in points(promises, busybox, program, ends=False):
         fatal = Fault(fault.at, KILL, program, fault.call)
         answer = driver.do("run", definition=task_of(busybox, SCRIPT), fault=fatal)
-        what = " ".join(f"{call.name} {call.what}" for call in driver.hit())
+        what = describe(driver)
         if promises.tried % 2:
             adopted = driver.do("adopt")
             assert "adopted" in adopted, (name, what, adopted)
         promises.check(f"killed at {name}: {what}", answer, (7, 126, 127))
     promises.assert_kept(at_least=1 if CHOSEN else 30)
+
+
+@pytest.mark.parametrize("piece", ["pull", "stop"])
+def test_faults_of_a_pull_and_of_a_stop(promises: Promises, busybox: str, piece: str) -> None:
+    """A call that fails and a kill, by turns. A pull's worker process counts as Python too."""
+    driver = promises.driver
+    for name, fault in points(promises, busybox, PYTHON, ends=False, piece=piece):
+        for what in (fault.what, KILL) if CHOSEN else (KILL if promises.tried % 2 else fault.what,):
+            answer = live(driver, piece, busybox, Fault(fault.at, what, PYTHON, fault.call))
+            said = f"{piece}: {'killed at' if what == KILL else 'fails:'} {name} {describe(driver)}"
+            promises.check(said, answer, (137,))
+    promises.assert_kept(at_least=1 if CHOSEN else 10)

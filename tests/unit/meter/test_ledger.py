@@ -17,7 +17,9 @@ from fargatelite.meter.ledger import (
     encode_header,
     parse_ledger,
     read_ledger,
+    read_task_ledger,
 )
+from fargatelite.meter.rollup import roll_up
 from fargatelite.meter.usage import summarise
 from tests.fixtures.ledgers import TASK, LedgerWriter
 
@@ -239,3 +241,16 @@ def test_integral_lies_between_least_and_most(steps: list[tuple[int, int]]) -> N
     most = max(memory for _, memory in steps) * KIB
     rounding = len(steps)
     assert least * usage.observed_ns - rounding <= usage.memory_byte_ns <= most * usage.observed_ns
+
+
+@pytest.mark.parametrize("content", [b"", bytes(4096)], ids=["empty", "zeros"])
+def test_a_ledger_that_was_begun_and_never_written_holds_nothing(
+    tmp_path: Path, content: bytes
+) -> None:
+    """A kill or a full disk between its creation and its first page, or a power cut before that
+    page was on the disk: then the task has a charge and unknown usage, not an error."""
+    path = tmp_path / f"{'0' * 32}.ledger"
+    path.write_bytes(content)
+    with pytest.raises(FileNotFoundError):
+        read_task_ledger(path)
+    assert roll_up(path) is False
