@@ -120,13 +120,12 @@ class MetadataServer:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
-        self._woken, self._wake_end = socket.socketpair()
-        for end in (self._woken, self._wake_end):
-            end.setblocking(False)
+        # Not a socket: its send needs memory, and one that is lost is waited for without end.
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._orders: deque[Callable[[], None]] = deque()
         self._closing = threading.Event()
         self._handles: set[Handle] = set()
-        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._selector.register(self._wake, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._serve, name="metadata", daemon=True)
         self._thread.start()
 
@@ -143,7 +142,11 @@ class MetadataServer:
         except BaseException:
             opened.close()
             raise
-        self._run(lambda: self._open(handle))
+        try:
+            self._run(lambda: self._open(handle))
+        except BaseException:
+            opened.close()
+            raise
         return handle
 
     def remove_task(self, handle: Handle) -> None:
@@ -157,42 +160,41 @@ class MetadataServer:
         if self._closing.is_set():
             return
         self._closing.set()
-        self._wake()
+        os.eventfd_write(self._wake, 1)
         self._thread.join()
         for handle in list(self._handles):
             self._shut(handle)
             handle._rules.close()
         self._selector.close()
-        self._woken.close()
-        self._wake_end.close()
+        os.close(self._wake)
 
     def _run(self, order: Callable[[], None]) -> None:
         """Has the server's thread do `order` and waits for it; once closed there is nothing to."""
         if self._closing.is_set():
             return
         done = threading.Event()
+        failures: list[Exception] = []
 
         def obey() -> None:
             try:
                 order()
+            except Exception as error:  # noqa: BLE001  raised again in the caller's thread
+                failures.append(error)
             finally:
                 done.set()
 
         self._orders.append(obey)
-        self._wake()
+        os.eventfd_write(self._wake, 1)
         while not done.wait(0.5):
             if not self._thread.is_alive():
                 return
-
-    def _wake(self) -> None:
-        # A full buffer wakes as well; a closed end has nobody to wake.
-        with contextlib.suppress(BlockingIOError, OSError):
-            self._wake_end.send(b"\0")
+        if failures:  # of one task: the server goes on for the others
+            raise failures[0]
 
     def _serve(self) -> None:
         while not self._closing.is_set():
             for key, _ in self._selector.select(self._next_deadline_s()):
-                if key.fileobj is self._woken:
+                if key.fileobj == self._wake:
                     self._obey()
                 elif isinstance(key.data, Handle):
                     self._accept(key.data)
@@ -201,8 +203,7 @@ class MetadataServer:
             self._expire()
 
     def _obey(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._woken.recv(_CHUNK_BYTES)
+        os.eventfd_read(self._wake)
         while self._orders:
             self._orders.popleft()()
 

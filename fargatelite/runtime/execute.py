@@ -179,15 +179,22 @@ class SupervisedTask:
         with self._working:
             self._work_count += 1
 
+        def count_down() -> None:
+            with self._working:
+                self._work_count -= 1
+                self._working.notify_all()
+
         def count_and_work() -> None:
             try:
                 work()
             finally:
-                with self._working:
-                    self._work_count -= 1
-                    self._working.notify_all()
+                count_down()
 
-        self.supervisor.pool.submit(count_and_work, self)
+        try:
+            self.supervisor.pool.submit(count_and_work, self)
+        except RuntimeError:  # no thread to be had: the task ends, and waits for no work
+            count_down()
+            raise
 
     # ---- on the loop ----
 

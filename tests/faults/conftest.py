@@ -164,7 +164,8 @@ class Promises:
         self.tried += 1
         problems = []
         if answer["seconds"] > SLOW_S:
-            problems.append(f"took {answer['seconds']:.1f} s")
+            told = self.driver.log.read_text(errors="replace")[-2000:]
+            problems.append(f"took {answer['seconds']:.1f} s: {answer.get('message')}; {told}")
         if "hung" in answer:
             problems.append(f"hung:\n{answer['hung']}")
         if answer.get("isUnexpected"):

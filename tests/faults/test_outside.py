@@ -1,5 +1,4 @@
-"""What goes wrong around a task: disks fill, descriptors run out, processes are killed, a registry is
-gone and comes back."""
+"""What goes wrong around a task: disks fill, descriptors run out, processes are killed."""
 
 from __future__ import annotations
 
