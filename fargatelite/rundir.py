@@ -33,7 +33,13 @@ from fargatelite.descriptors import move_high
 from fargatelite.errors import ConfigurationInvalid, StateCorrupt, TaskBusy, TaskNotFound
 from fargatelite.names import TaskId, parse_task_id
 
-__all__ = ["DesiredStop", "RunDirectory", "ensure_private_directory", "replace_file"]
+__all__ = [
+    "DesiredStop",
+    "RunDirectory",
+    "ensure_private_directory",
+    "replace_file",
+    "sync_directory",
+]
 
 STATE_NAME, DESIRED_NAME, EXITS_NAME = "state.json", "requests/stop.json", "exits"
 SIZE_NAME = "size"
@@ -70,7 +76,8 @@ def ensure_private_directory(path: Path) -> Path:
 def replace_file(path: Path, data: bytes, *, sync: bool = False) -> None:
     """Replaces a file whole: readers see the old or the new content, never a part.
 
-    `sync` makes the content durable before the rename, for what a power loss must not take.
+    `sync` makes the content durable before the rename, and then the rename, for what a power loss
+    must not take.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -81,10 +88,21 @@ def replace_file(path: Path, data: bytes, *, sync: bool = False) -> None:
                 file.flush()
                 os.fsync(fd)
         os.rename(temporary, path)
+        if sync:
+            sync_directory(path.parent)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 class DesiredStop(msgspec.Struct, frozen=True, kw_only=True):

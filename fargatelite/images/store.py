@@ -43,6 +43,7 @@ from fargatelite.images.image import (
 from fargatelite.images.layer import BLOCK_BYTES, LayerResult, read_table
 from fargatelite.images.reference import Reference, parse_reference
 from fargatelite.names import DiffId, Digest, TaskId
+from fargatelite.rundir import sync_directory
 
 __all__ = ["ImageStore", "LayerEntry", "StoredImage", "StoredReference"]
 
@@ -112,6 +113,10 @@ def _replace(path: Path, data: bytes) -> None:
         raise
 
 
+def _is_layer(path: Path) -> bool:
+    return (path / "blob").is_file() and (path / "table").is_file()
+
+
 def _is_at(fd: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
@@ -147,6 +152,7 @@ class ImageStore:
             (root / name).mkdir(mode=0o700, exist_ok=True)
         version = root / "VERSION"
         if not version.exists():
+            sync_directory(root)
             _replace(version, STORE_VERSION.encode())
         elif version.read_text().strip() != STORE_VERSION:
             raise StateCorrupt(
@@ -229,7 +235,7 @@ class ImageStore:
             )
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
-        return entry if self.layer_directory(entry.diff_id).is_dir() else None
+        return entry if _is_layer(self.layer_directory(entry.diff_id)) else None
 
     def layer_directory(self, diff_id: str) -> Path:
         """Where a layer's blob and table are."""
@@ -248,12 +254,18 @@ class ImageStore:
         holder.mkdir(mode=0o700)
         os.rename(result.blob, holder / "blob")
         os.rename(result.table, holder / "table")
+        sync_directory(holder)  # before it has its name: else a power cut may leave that alone
         try:
             os.rename(holder, target)
         except OSError:
             if not target.is_dir():
                 raise
-            shutil.rmtree(holder)  # the same contents under another compression
+            if _is_layer(target):
+                shutil.rmtree(holder)  # the same contents under another compression
+            else:
+                self.discard(target)
+                os.rename(holder, target)
+        sync_directory(target.parent)  # before anything refers to it
         entry = LayerEntry(
             diff_id=result.diff_id,
             compressed_bytes=result.compressed_bytes,
@@ -312,7 +324,9 @@ class ImageStore:
 
         directory = self.image_directory(image_id)
         if directory.is_dir():
-            return
+            if all((directory / name).is_file() for name in ("image.json", "image.erofs")):
+                return
+            self.discard(directory)  # half removed by an older fargatelite
         root = merge_layers(
             [read_table(self.layer_directory(item.diff_id) / "table") for item in layers]
         )
@@ -347,11 +361,13 @@ class ImageStore:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+            sync_directory(made)
             try:
                 os.rename(made, directory)
             except OSError:
                 if not directory.is_dir():
                     raise
+            sync_directory(directory.parent)
 
     def forget(self, image_id: str) -> None:
         """Drops what this process remembers of an image that has gone from the store."""

@@ -365,11 +365,12 @@ def roll_up(ledger_path: Path) -> bool:
     data = encode_rollup(ledger, len(segments))
     try:
         before = target.read_bytes()
-    except FileNotFoundError:
-        before = b""
-    if before == data or (before and parse_rollup(before, str(target)).segments > len(segments)):
-        return False
-    replace_file(target, data)  # the raw data is still there: `drop_raw` makes it durable
+        if before == data or parse_rollup(before, str(target)).segments > len(segments):
+            return False
+    except (FileNotFoundError, StateCorrupt):
+        pass  # torn by a power cut: the raw data is still there
+    # The raw data is still there, but not yet on the disk: a bill outlives a power cut by this.
+    replace_file(target, data, sync=True)
     return True
 
 
@@ -402,9 +403,19 @@ def read_task_usage(ledger_path: Path) -> TaskUsage:
     """
     target = rollup_path(ledger_path)
     try:
-        descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+        return _read_total(target)
     except FileNotFoundError:
         return measure(read_task_ledger(ledger_path))
+    except StateCorrupt as damaged:
+        # A changed bit, or one that an older fargatelite wrote before a power cut.
+        try:
+            return measure(read_task_ledger(ledger_path))
+        except FileNotFoundError:
+            raise damaged from None
+
+
+def _read_total(target: Path) -> TaskUsage:
+    descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = os.read(descriptor, 4096)
         if len(data) >= _HEADER.size and data[:8] == _MAGIC:

@@ -174,6 +174,7 @@ class _Collection:
                 if not rollup_path(path).exists():
                     roll_up(path)
                 if max(item.stat().st_mtime for item in list_segments(path)) < before_s:
+                    roll_up(path)  # again where a power cut has torn it
                     self.report.freed_bytes += drop_raw(path)
             except (FargateliteError, OSError) as error:
                 self.report.failures.append(f"ledger {path.stem[:12]}: {error}")

@@ -179,7 +179,7 @@ def _settle(settings: Any, request: Answer, arm: Callable[[], None]) -> Answer:
         "records": records,
         "left": left,
         "slots": [str(slot.task_id) for slot in SlotPool(Path(settings.run_root)).list_own()],
-        "damage": [f"{item.path}: {item.problem}" for item in damage],
+        "damage": [f"{item.path}: {item.what}" for item in damage],
     }
 
 
