@@ -46,6 +46,7 @@ static int send_event(int fd, const struct event *event, const char *output, con
 
 void control_drop(struct shim *shim, int connection) {
     close_descriptor(&shim->connections[connection]); /* leaves the epoll set by being closed */
+    processes_end_guests(shim, connection);
     for (int i = 0; i < MAX_CONNECTIONS; i++)
         if (shim->connections[i] >= 0)
             return;
@@ -102,7 +103,7 @@ void control_accept(struct shim *shim) {
 static void do_start(struct shim *shim, int connection, const struct request *request,
                      const int *fds) {
     struct failure failure = {.op_index = 0xffff};
-    struct start_request start = {.flags = request->value};
+    struct start_request start = {.flags = request->value, .connection = connection};
     const uint32_t wanted = start.flags == START_STREAMS    ? 3
                             : start.flags == START_TERMINAL ? 1
                                                             : 0;

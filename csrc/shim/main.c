@@ -140,6 +140,7 @@ int process_start(struct shim *shim, uint32_t number, int plan_fd,
         process->used = true;
         process->number = number;
         process->is_guest = request->flags != 0;
+        process->connection = process->is_guest ? request->connection : -1;
         result = spawn_process(shim, &process->plan, request, process, failure);
         if (!result)
             result = watch_process(shim, index, failure);
@@ -276,6 +277,17 @@ void process_log_read(struct shim *shim, struct process *process, uint64_t bytes
     process->unread_bytes -= bytes < process->unread_bytes ? bytes : process->unread_bytes;
     if (process->is_held && process->unread_bytes <= process->hold_bytes / 2)
         release(shim, process);
+}
+
+/* Nobody is left who looks in: what was started for that ends, as a session's programs do. */
+void processes_end_guests(struct shim *shim, int connection) {
+    for (size_t i = 0; i < MAX_PROCESSES; i++) {
+        struct process *process = &shim->processes[i];
+        if (!process->used || !process->is_guest || process->connection != connection)
+            continue;
+        process->connection = -1;
+        syscall(SYS_pidfd_send_signal, process->pidfd, SIGKILL, NULL, 0);
+    }
 }
 
 /* Nobody is left who could read: nothing waits for that. */

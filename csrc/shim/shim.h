@@ -100,6 +100,7 @@ struct process {
     bool failed;           /* `failure` holds */
     struct failure failure;
     struct plan plan; /* for exec_in: its environment may hold secrets, which are nowhere else */
+    int connection;   /* whose guest it is, which goes with it; -1: nobody's */
     bool is_guest;    /* started by a command that looks in: it has no exit record */
     uint64_t started_at_ns;
     uint64_t setup_ns;
@@ -134,6 +135,7 @@ int fail(struct failure *failure, const char *call, const char *object, int erro
 #define MAX_START_FDS 3
 struct start_request {
     uint32_t flags;
+    int connection; /* who asked */
     int fds[MAX_START_FDS];
 };
 
@@ -196,6 +198,7 @@ int process_start(struct shim *shim, uint32_t number, int plan_fd,
                   const struct start_request *request, struct failure *failure);
 size_t process_count(const struct shim *shim);
 void process_log_read(struct shim *shim, struct process *process, uint64_t bytes);
+void processes_end_guests(struct shim *shim, int connection);
 void processes_release(struct shim *shim);
 
 #endif

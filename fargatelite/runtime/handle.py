@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -80,6 +81,43 @@ class Container:
         return f"<Container {self.name} {self.last_status} exit_code={self.exit_code}>"
 
 
+class _End:
+    """Tells all who follow a task that it is over: one thread, however many come and go."""
+
+    def __init__(self, wait: Callable[[], object]) -> None:
+        self._wait = wait
+        self._wakes: set[int] = set()
+        self._lock = threading.Lock()
+        self._is_watched = self._is_over = False
+
+    @contextlib.contextmanager
+    def waking(self) -> Iterator[int]:
+        """A descriptor that becomes readable when the task is over."""
+        wake = os.eventfd(0, os.EFD_CLOEXEC)
+        try:
+            with self._lock:
+                self._wakes.add(wake)
+                if self._is_over:
+                    os.eventfd_write(wake, 1)
+                elif not self._is_watched:
+                    threading.Thread(target=self._watch, daemon=True).start()
+                    self._is_watched = True
+            yield wake
+        finally:
+            with self._lock:
+                self._wakes.discard(wake)
+            os.close(wake)
+
+    def _watch(self) -> None:
+        try:
+            self._wait()
+        finally:
+            with self._lock:
+                self._is_over = True
+                for wake in self._wakes:
+                    os.eventfd_write(wake, 1)
+
+
 class TaskHandle(ABC):
     """A task, whoever supervises it. Usable from any thread; as a context manager it is stopped and
     waited for on exit."""
@@ -88,6 +126,7 @@ class TaskHandle(ABC):
         self._settings = settings
         self.id = task_id
         """32 hex characters."""
+        self._end = _End(self.wait)
         self.containers = {name: Container(self, name) for name in containers}
         """By name, in the order of the definition."""
 
@@ -181,22 +220,8 @@ class TaskHandle(ABC):
             if not follow:
                 yield from follower.read_new()
                 return
-            wake = os.eventfd(0, os.EFD_CLOEXEC)
-
-            def wake_at_the_end() -> None:
-                try:
-                    self.wait()
-                finally:
-                    os.eventfd_write(wake, 1)
-
-            waiter = threading.Thread(target=wake_at_the_end, daemon=True)
-            waiter.start()
-            try:
+            with self._end.waking() as wake:
                 yield from follower.follow(self._is_over, wake)
-            finally:
-                if self._is_over():
-                    waiter.join()
-                    os.close(wake)
         finally:
             follower.close()
 

@@ -1,9 +1,9 @@
 /* Runs a command and lets one system call of it, or of any process that comes of it, fail or be its
  * caller's last: the n-th of all those that the chosen program makes.
  *
- * strace(1) counts for each thread of its own (inject=...:when=N), so the n-th call of a program with
- * threads would be as many faults as it has threads. Here one counter stands for all, so exactly one
- * call fails, and points can be enumerated from 1 until none is hit.
+ * strace(1) counts for each thread of its own (inject=...:when=N), so the n-th call of a program
+ * with threads would be as many faults as it has threads. Here one counter stands for all, so
+ * exactly one call fails, and points can be enumerated from 1 until none is hit.
  *
  * The driver below it arms and disarms by prctl(2) with an option that no kernel has:
  *   prctl(ARM, n, what, program, call)  count from now; n 0: only count
@@ -56,7 +56,8 @@ static const struct call {
     const char *name;
     int path; /* which argument is one, or -1 */
 } calls[] = {
-#define CALL(name, error, path) {SYS_##name, error, #name, path}
+#define CALL(name, error, path)                                                                    \
+    { SYS_##name, error, #name, path }
     CALL(openat, EMFILE, 1),
     CALL(mkdirat, ENOSPC, 1),
     CALL(linkat, ENOSPC, 3),
@@ -234,8 +235,9 @@ static void describe(const struct call *call, pid_t pid, const struct regs *regs
                 ours.iov_len = theirs.iov_len = left;
             process_vm_readv(pid, &ours, 1, &theirs, 1, 0);
         }
-    } else if (call->number == SYS_write || call->number == SYS_fsync || call->number == SYS_ioctl ||
-               call->number == SYS_fdatasync || call->number == SYS_ftruncate) {
+    } else if (call->number == SYS_write || call->number == SYS_fsync ||
+               call->number == SYS_ioctl || call->number == SYS_fdatasync ||
+               call->number == SYS_ftruncate) {
         char link[64];
         snprintf(link, sizeof link, "/proc/%d/fd/%lu", pid, argument(regs, 0));
         if (readlink(link, path, sizeof path - 1) < 0)
@@ -296,16 +298,15 @@ static void on_call(pid_t pid) {
 static void install_filter(void) {
     struct sock_filter code[CALLS + 6];
     unsigned short n = 0;
-    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
-                                             offsetof(struct seccomp_data, arch));
+    code[n++] =
+        (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
     code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCH, 1, 0);
     code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
-                                             offsetof(struct seccomp_data, nr));
+    code[n++] =
+        (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
     for (int i = 0; i < CALLS; i++)
-        code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K,
-                                                 (unsigned)calls[i].number,
-                                                 (unsigned char)(CALLS - i), 0);
+        code[n++] = (struct sock_filter)BPF_JUMP(
+            BPF_JMP | BPF_JEQ | BPF_K, (unsigned)calls[i].number, (unsigned char)(CALLS - i), 0);
     code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRACE);
     struct sock_fprog program = {n, code};
