@@ -11,7 +11,7 @@ C_FILES := $(wildcard csrc/*/*.c csrc/*/*.h)
 # What Debian calls the things that are needed: to build, to run, for the examples, for tests and peers.
 APT_RUN := gcc libc6-dev e2fsprogs python3-dev python3-venv libcap-dev libseccomp2 libnftables1 ca-certificates
 APT_DEMO := mmdebstrap umoci skopeo docker-registry
-APT_TEST := busybox-static openssl erofs-utils xfsprogs attr libcap2-bin iproute2 nftables zstd clang-format chromium
+APT_TEST := busybox-static openssl erofs-utils xfsprogs attr libcap2-bin iproute2 nftables zstd clang-format chromium strace
 APT_FUZZ := clang libclang-rt-dev
 APT_BENCH := crun runc podman bubblewrap containerd
 APT_VM := qemu-system-x86 mmdebstrap e2fsprogs debian-archive-keyring git
@@ -41,7 +41,17 @@ unit: build ## Tests that need no root.
 root: build ## Tests that need root and this kernel.
 	@$(call apt,$(APT_DEMO) $(APT_TEST))
 	@examples/images/build.sh
-	$(PY) -m pytest tests/root tests/definitions tests/attacks
+	$(PY) -m pytest tests/root tests/definitions tests/attacks tests/faults tests/soak
+
+.PHONY: faults
+faults: build ## Every fault point, not the choice that make test has: an hour.
+	@$(call apt,$(APT_DEMO) $(APT_TEST))
+	FARGATELITE_FAULTS=all $(PY) -m pytest tests/faults -q -s
+
+.PHONY: soak
+soak: build ## 2,000 lives in a row and 50 at a time, 10,000 looks: the table of docs/reliability.md.
+	@$(call apt,$(APT_DEMO) $(APT_TEST))
+	FARGATELITE_SOAK_LIVES=2000 FARGATELITE_SOAK_LOOKS=10000 $(PY) -m pytest tests/soak -q -s
 
 .PHONY: ci
 ci: ## What CI runs: every test on this host, ratios beside peers, FOCUS exports, the default guest.

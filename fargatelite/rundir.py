@@ -23,7 +23,6 @@ import contextlib
 import fcntl
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,8 +43,6 @@ __all__ = [
 STATE_NAME, DESIRED_NAME, EXITS_NAME = "state.json", "requests/stop.json", "exits"
 SIZE_NAME = "size"
 _REMOVED, _NEW = ".removed-", ".new-"  # no task id begins so
-_NEW_S = 60.0
-"""A directory that is being made is in its place within moments."""
 
 
 def ensure_private_directory(path: Path) -> Path:
@@ -132,16 +129,17 @@ class RunDirectory:
         directory = cls(runs, task_id)
         place = directory.path
         directory.path = place.with_name(_NEW + task_id)
-        directory.path.mkdir(mode=0o700)
-        try:
-            (directory.path / "files").mkdir(mode=0o755)
-            (directory.path / "requests").mkdir(mode=0o700)
-            directory.lock()
-            os.rename(directory.path, place)
-        except BaseException:
-            directory.unlock()
-            _remove_tree(directory.path)
-            raise
+        with _flocked(runs, fcntl.LOCK_SH):
+            directory.path.mkdir(mode=0o700)
+            try:
+                (directory.path / "files").mkdir(mode=0o755)
+                (directory.path / "requests").mkdir(mode=0o700)
+                directory.lock()
+                os.rename(directory.path, place)
+            except BaseException:
+                directory.unlock()
+                _remove_tree(directory.path)
+                raise
         directory.path = place
         return directory
 
@@ -278,15 +276,20 @@ class RunDirectory:
 
     @classmethod
     def sweep_removed(cls, runs: Path) -> None:
-        """Removes what a process left that was killed in `remove`, or in `create`."""
+        """Removes what a process left that was killed in `remove`, or in `create`; the latter not
+        while somebody else is in it."""
         with contextlib.suppress(FileNotFoundError):
-            for name in os.listdir(runs):
+            names = os.listdir(runs)
+            for name in names:
                 if name.startswith(_REMOVED):
                     _remove_tree(runs / name)
-                elif name.startswith(_NEW):
-                    with contextlib.suppress(FileNotFoundError):
-                        age_s = time.time() - (runs / name).stat().st_mtime
-                        if age_s > _NEW_S:
+            if any(name.startswith(_NEW) for name in names):
+                with (
+                    contextlib.suppress(BlockingIOError),
+                    _flocked(runs, fcntl.LOCK_EX | fcntl.LOCK_NB),
+                ):
+                    for name in os.listdir(runs):
+                        if name.startswith(_NEW):
                             _remove_tree(runs / name)
 
     def unlock(self) -> None:
@@ -294,6 +297,16 @@ class RunDirectory:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+
+@contextlib.contextmanager
+def _flocked(directory: Path, how: int) -> Iterator[None]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, how)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _remove_tree(path: Path) -> None:
