@@ -27,6 +27,8 @@ from tests.root.network.conftest import HOST_ADDRESS, IMDS, OPEN_DOOR, WORLD_ADD
 
 pytestmark = [pytest.mark.root]
 
+ETH_P_IP = 0x0800
+
 
 class Street:
     """Two tasks that are neighbours, on a private host."""
@@ -88,6 +90,18 @@ class Street:
         )
         return done.stdout
 
+    def links(self) -> list[str]:
+        """Host ends of the tasks' links."""
+        listed = self.net.ip(self.net.host, "-o link show").splitlines()
+        names = [line.split()[1].rstrip(":").split("@")[0] for line in listed]
+        return [name for name in names if name.startswith(INTERFACE_PREFIX)]
+
+    def is_advised(self, link: str) -> bool:
+        """Whether the host has taken a task's advertisement, once more sent, for a router's."""
+        for task in self.tasks:
+            self.command("exec", "--force", task, "attack", "ra", "eth1")
+        return f"fe80::66 dev {link}" in self.net.ip(self.net.host, "-6 route show")
+
     def is_guarded(self) -> bool:
         """Whether the rules are there, and both tasks in their sets."""
         listed = self.nft("--json", "list", "table", *firewall.TABLE.split())
@@ -147,6 +161,16 @@ def test_instance_metadata(street: Street) -> None:
         with pytest.raises(BlockingIOError):
             server.accept()
 
+    def sniffer() -> socket.socket:
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_IP))
+        opened.settimeout(TIMEOUT_S)
+        return opened
+
+    with street.net.on_world(sniffer) as packets, street.open_door():
+        street.attack("connect", IMDS, "80")
+        while socket.inet_ntoa(packets.recv(64)[16:20]) != IMDS:
+            pass
+
 
 def test_metadata_of_another_task(street: Street) -> None:
     """ECScape (2025) and kin: the endpoint knows its task by the namespace; a neighbour's id says
@@ -158,6 +182,8 @@ def test_metadata_of_another_task(street: Street) -> None:
     ).splitlines()
     assert "404" in shown[-1], shown
     assert street.attack("connect", street.addresses[1], "51679") == "ETIMEDOUT"
+    with street.open_door():  # nobody listens at that address, which is said at once
+        assert street.attack("connect", street.addresses[1], "51679") == "ECONNREFUSED"
 
 
 def test_cve_2025_54388_flushed_rules(street: Street) -> None:
@@ -231,7 +257,18 @@ def test_cve_2020_13401_router_advertisement(street: Street) -> None:
         for _ in range(3):
             street.attack("ra", "eth1")
         assert "fe80::66" not in street.net.ip(street.net.host, "-6 route show")
-    for line in street.net.ip(street.net.host, "-o link show").splitlines():
-        name = line.split()[1].rstrip(":").split("@")[0]
-        if name.startswith(INTERFACE_PREFIX):
-            assert "inet6" not in street.net.ip(street.net.host, f"addr show {name}")
+    link = street.links()[0]
+    settings = Path("/proc/sys/net/ipv6/conf", link)
+
+    def take_advice(value: str) -> None:
+        (settings / "accept_ra").write_text("2" if value == "0" else "0")
+        (settings / "disable_ipv6").write_text(value)
+
+    with street.open_door():
+        street.net.on_host(lambda: take_advice("0"))
+        try:
+            street.until(lambda: street.is_advised(link))
+        finally:
+            street.net.on_host(lambda: take_advice("1"))
+    for name in street.links():
+        assert "inet6" not in street.net.ip(street.net.host, f"addr show {name}")
