@@ -15,7 +15,9 @@ from fargatelite import Settings, run_task
 from tests.attacks.conftest import (
     TIMEOUT_S,
     Attempts,
+    Weakness,
     container,
+    edit_plans,
     task_of,
     text_of,
     weaken_shim,
@@ -277,9 +279,11 @@ def test_debugging_file_systems(attempts: Attempts, name: str) -> None:
 def answer_of_weakened_shim(
     ground: Settings, image: str, path: Path, attempt: str, *edits: tuple[str, str, str]
 ) -> str:
-    """An attempt's answer in a task whose shim has been changed."""
+    """An attempt's answer in a task whose shim has been changed, and whose root is the host's, who
+    may go where that leads to."""
     with pytest.MonkeyPatch.context() as patch:
         weaken_shim(patch, path, *edits)
+        edit_plans(patch, Weakness(frozenset({"user namespace"})).edit)
         task = run_task(task_of(container(image, "attack", attempt)), settings=ground)
         task.wait(TIMEOUT_S)
     return text_of(task).strip()
@@ -317,7 +321,9 @@ def test_cve_2024_21626_leaked_descriptors(
 
 def test_no_process_of_the_host(attempts: Attempts) -> None:
     """kill(2) of every number, and whose program it is: a pid namespace of the container's own."""
-    attempts.fail("foreign_process", "none", without=("pid namespace",), then={"OK"})
+    attempts.fail(
+        "foreign_process", "none", without=("pid namespace", "user namespace"), then={"OK"}
+    )
 
 
 def test_cve_2020_15257_abstract_sockets(attempts: Attempts) -> None:
