@@ -54,7 +54,7 @@ soak: build ## 2,000 lives in a row and 50 at a time, 10,000 looks: the table of
 	FARGATELITE_SOAK_LIVES=2000 FARGATELITE_SOAK_LOOKS=10000 $(PY) -m pytest tests/soak -q -s
 
 .PHONY: ci
-ci: ## What CI runs: every test on this host, ratios beside peers, FOCUS exports, the default guest.
+ci: ## Every test on this host, ratios beside peers, FOCUS exports, the default guest.
 	@code=0; said=; run() { \
 	  began=$$SECONDS; $(MAKE) $$1 && state=passed || { code=1; state=FAILED; }; \
 	  said="$$said\nci: $$1: $$state in $$((SECONDS - began)) s"; \
