@@ -7,14 +7,13 @@ import os
 import shlex
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 from vagrant.box import build_box
 from vagrant.guests import GUESTS
 from vagrant.hosts import write_hosts
 from vagrant.image import BUILD, ROOT, build
 from vagrant.machine import NO_RESULT, run
+from vagrant.report import read_report
 
 TIMEOUT_S = 2400.0
 WHEEL_GUESTS = ("debian12", "debian13")
@@ -72,9 +71,19 @@ def _test(name: str, marker: str, arguments: list[str]) -> int:
     results = BUILD / "results" / name
     started = time.monotonic()
     code = run(guest, built, _test_command(name, marker, arguments), results, TIMEOUT_S)
-    if not (results / "junit.xml").exists():
+    report = read_report(results)
+    took = f"in {time.monotonic() - started:.0f} s"
+    if report is None:
         code = code or NO_RESULT
-    print(f"vm: {name}: {_summary(results)} in {time.monotonic() - started:.0f} s, exit {code}")
+        print(f"vm: {name}: no junit.xml with tests came back {took}, exit {code}")
+        return code
+    if report.failed:
+        code = code or 1
+        print(f"vm: {name}: failed: {', '.join(report.failed)}")
+    if report.second_try:
+        count, names = len(report.second_try), ", ".join(report.second_try)
+        print(f"vm: {name}: {count} test(s) passed only at the second try: {names}")
+    print(f"vm: {name}: {report.summary} {took}, exit {code}")
     return code
 
 
@@ -90,15 +99,20 @@ def _test_wheel(name: str) -> int:
 
 
 def _test_command(guest: str, marker: str, arguments: list[str]) -> str:
-    """The shell command that runs the marked tests inside; with `arguments` those instead."""
+    """The shell command that runs the marked tests inside; with `arguments` those instead.
+
+    Those that failed run once more (`vagrant.report` judges both). Only exit code 1, tests failed,
+    gets that: not a run that was interrupted or broke (pytest's 2 to 5), or died of a signal.
+    """
     factor = os.environ.get("FARGATELITE_TEST_TIMEOUT_FACTOR", str(FACTOR))
 
     def pytest(report: str, *chosen: str) -> str:
         return shlex.join((
-            "python3", "-m", "pytest", "-p", "no:cacheprovider", "-m", marker, "--timeout=600",
-            "--color=yes", "-v", f"--junitxml=/results/{report}.xml", *chosen,
+            "python3", "-m", "pytest", "-o", "cache_dir=/var/tmp/pytest-cache", "-m", marker,
+            "--timeout=600", "--color=yes", "-v", f"--junitxml=/results/{report}.xml", *chosen,
         ))  # fmt: skip
 
+    chosen = arguments or [GUESTS[guest].tests]
     before = GUESTS[guest].before
     first = (
         # /reboot is guest-run's to see; its mark outlives the restart, on the disk.
@@ -113,20 +127,11 @@ def _test_command(guest: str, marker: str, arguments: list[str]) -> str:
         # /tmp may be a tmpfs (systemd of Debian 13), from which no EROFS can be mounted.
         "export TMPDIR=/var/tmp\n"
         f"uname -rv\n{first}"
-        f"exec {pytest('junit', *(arguments or [GUESTS[guest].tests]))}\n"
+        f"{pytest('junit', *chosen)}\ncode=$?\n"
+        "if [ $code = 1 ]; then\n"
+        f"{pytest('again', '--last-failed', '--last-failed-no-failures=none', *chosen)}\n"
+        "code=$?\nfi\nexit $code\n"
     )
-
-
-def _summary(results: Path) -> str:
-    """Counts from junit.xml, in words."""
-    file = results / "junit.xml"
-    if not file.exists():
-        return "no junit.xml came back"
-    suite = ElementTree.parse(file).getroot().find("testsuite")  # noqa: S314 written by our guest
-    if suite is None:
-        return "junit.xml has no test suite"
-    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 if __name__ == "__main__":
