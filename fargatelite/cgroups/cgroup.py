@@ -146,6 +146,13 @@ class Driver(Protocol):
         this driver does not use the controller."""
         ...
 
+    def shelter(self, pid: int) -> None:
+        """Has a process of ours that tasks depend on outlive the systemd unit that started it: its
+        threads move to a group beside the tasks'. Nothing happens where systemd does not own the
+        tree. May take 10 ms. Raises: HostUnsupported, CgroupFailed.
+        """
+        ...
+
     def list_tasks(self) -> list[str]:
         """Names of the groups directly below the project's root in any hierarchy, sorted."""
         ...

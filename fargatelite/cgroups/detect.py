@@ -97,7 +97,8 @@ def choose_driver(mountinfo: str, own_cgroup: str, *, has_systemd: bool | None) 
             if set(v2.CONTROLLERS) <= set(available):
                 if systemd.is_running() if has_systemd is None else has_systemd:
                     claim = functools.partial(systemd.claim_subtree, root)
-                    return v2.V2Driver(systemd.subtree(root), claim)
+                    shelter = functools.partial(systemd.shelter, root)
+                    return v2.V2Driver(systemd.subtree(root), claim, shelter)
                 return v2.V2Driver(root)
     missing = [name for name in v1.CONTROLLERS if name not in mounts.v1]
     if missing and mounts.v2 is not None and root is None:

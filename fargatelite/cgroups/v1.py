@@ -140,6 +140,9 @@ class V1Driver:
         """See Driver.pids; as the freezer sees them."""
         return tree.read_pids(self._directory("freezer", tree.check_path(path)))
 
+    def shelter(self, pid: int) -> None:
+        """See Driver; systemd's hierarchy of v1 is not ours to write."""
+
     def list_tasks(self) -> list[str]:
         """See Driver.list_tasks."""
         names: set[str] = set()

@@ -53,14 +53,20 @@ class V2Driver:
     """The driver for hosts whose cpu, memory and pids controllers are in the v2 hierarchy.
 
     `root` is the absolute directory below which `fargatelite/` is made; `claim` makes it exist
-    where somebody else has to.
+    where somebody else has to; `shelter` is what `Driver.shelter` does.
     """
 
     version = 2
 
-    def __init__(self, root: str, claim: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        root: str,
+        claim: Callable[[], None] | None = None,
+        shelter: Callable[[int], None] | None = None,
+    ) -> None:
         self._root = root
         self._claim = claim
+        self._shelter = shelter
 
     def create(self, path: str, limits: CgroupLimits) -> Cgroup:
         """See Driver.create.
@@ -154,6 +160,11 @@ class V2Driver:
     def pids(self, path: str) -> list[int]:
         """See Driver.pids."""
         return tree.read_pids(f"{self._root}/{tree.check_path(path)}")
+
+    def shelter(self, pid: int) -> None:
+        """See Driver."""
+        if self._shelter is not None:
+            self._shelter(pid)
 
     def list_tasks(self) -> list[str]:
         """See Driver.list_tasks."""

@@ -34,6 +34,7 @@ from pathlib import Path
 
 import msgspec
 
+from fargatelite.cgroups.detect import detect_driver
 from fargatelite.errors import (
     ConfigurationInvalid,
     FargateliteError,
@@ -332,6 +333,10 @@ def main(run_root: str, ready: int) -> None:
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     forbid_core_dumps()
+    try:
+        detect_driver().shelter(os.getpid())
+    except FargateliteError as error:
+        logging.warning("the supervisor stays in its caller's cgroup: %s", error)
     service = _Service(root)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.end())

@@ -245,6 +245,10 @@ def make_sandbox(
                     storage_gib,
                     settings.storage_backend,
                 )
+        # Last: the kernel makes groups and processes wait while it moves one.
+        if shim.pid is not None:
+            with timeline.phase("shelter"):
+                detect_driver().shelter(shim.pid)
 
     try:
         # The shim makes its namespaces meanwhile.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fargatelite.cgroups.cgroup import CgroupLimits, Driver
 from fargatelite.cgroups.systemd import UNIT, is_running
+from tests.fixtures.patience import patient
 
 from .conftest import Inhabitants
 
@@ -53,6 +55,51 @@ def test_it_is_seen(driver: Driver, path: str, inhabitants: Inhabitants) -> None
     process = inhabitants.start(group, WAIT)
     assert str(process.pid) in _tell("systemd-cgls", "--no-pager", "--unit", UNIT)
     assert "Tasks of fargatelite" in _tell("systemctl", "status", "--no-pager", UNIT)
+
+
+@pytest.mark.parametrize("end", ["stop", "kill --signal=KILL"])
+def test_all_who_ask_first_get_it(driver: Driver, path: str, end: str) -> None:
+    """As after a boot, or when the service was stopped or has failed: each asks systemd for it."""
+    driver.create(path, CgroupLimits())
+    code = (
+        "import sys, threading\n"
+        "from fargatelite.cgroups.cgroup import CgroupLimits\n"
+        "from fargatelite.cgroups.detect import detect_driver\n"
+        "driver = detect_driver()\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "made = []\n"
+        "def make(name):\n"
+        "    made.append(driver.create(name, CgroupLimits(memory_bytes=32 << 20)))\n"
+        "names = [f'{sys.argv[1]}-{number}' for number in range(2)]\n"
+        "threads = [threading.Thread(target=make, args=(name,)) for name in names]\n"
+        "[thread.start() for thread in threads]\n"
+        "[thread.join() for thread in threads]\n"
+        "sys.exit(len(made) != 2)\n"
+    )
+    asking = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, f"{path}/{number}"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(4)
+    ]  # fmt: skip
+    for process in asking:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    _tell("systemctl", *end.split(), UNIT)
+    # Waits until nothing of it runs; 5 when it is forgotten already.
+    stopped = subprocess.run(["systemctl", "stop", UNIT], check=False, timeout=patient(30))
+    assert stopped.returncode in (0, 5)
+    for process in asking:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in asking:
+        _, errors = process.communicate(timeout=patient(30))
+        assert (process.returncode, errors) == (0, "")
+    assert _tell("systemctl", "is-active", UNIT) == "active\n"
+    assert driver.create(f"{path}/late", CgroupLimits()).clone_into is not None
 
 
 def _limits(group: Path) -> list[str]:
