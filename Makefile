@@ -51,7 +51,7 @@ faults: build ## Every fault point, not the choice that make test has: an hour.
 .PHONY: soak
 soak: build ## 2,000 lives in a row and 50 at a time, 10,000 looks: the table of docs/reliability.md.
 	@$(call apt,$(APT_DEMO) $(APT_TEST))
-	FARGATELITE_SOAK_LIVES=2000 FARGATELITE_SOAK_LOOKS=10000 $(PY) -m pytest tests/soak -q -s
+	MALLOC_ARENA_MAX=1 FARGATELITE_SOAK_LIVES=2000 FARGATELITE_SOAK_LOOKS=10000 $(PY) -m pytest tests/soak -q -s
 
 .PHONY: ci
 ci: ## Every test on this host, ratios beside peers, FOCUS exports, the default guest.
