@@ -91,7 +91,7 @@ def assert_flat(before: dict[str, int], after: dict[str, int], lives: int) -> No
     assert after["threads"] <= before["threads"] + SPARE_THREADS
     grown = after["memory of the process, KiB"] - before["memory of the process, KiB"]
     # Each thread of the pool has its stack and, but for MALLOC_ARENA_MAX=1 as `make soak` has it,
-    # an arena whose holes malloc fills over thousands of lives: a bound, and in the long run a rate.
+    # an arena whose holes malloc fills over thousands of lives: a bound, in the long run a rate.
     assert grown <= (2048 + lives if IS_LONG else 8192), grown
 
 
