@@ -140,16 +140,22 @@ def test_what_the_disk_has_not_yet(
             settings=ground,
         )
         with made as task:
-            until_line(task, "End")
+            task.until("RUNNING", TIMEOUT_S)
             group = detect_driver().directory("memory", cgroup_path(task.state.task_id))
-            found = dict(
-                line.split() for line in Path(f"{group}/memory.stat").read_text().splitlines()
-            )
-            return (int(found["total_dirty"]) + int(found["total_writeback"])) >> 20
+            most = 0
+            is_over = False
+            while not is_over:
+                is_over = "End" in text_of(task)
+                found = dict(
+                    line.split() for line in Path(f"{group}/memory.stat").read_text().splitlines()
+                )
+                most = max(most, int(found["total_dirty"]) + int(found["total_writeback"]))
+            return most >> 20
 
-    assert unwritten_mib() <= 1024 // 5
+    # What one process has in its hands comes on top: the kernel looks every now and then.
+    assert unwritten_mib() <= 1024 // 5 + 16
     monkeypatch.setattr(launch, "_bound_unwritten", lambda *_: None)
-    assert unwritten_mib() > 400
+    assert unwritten_mib() > 1024 // 5 + 64
 
 
 def test_descriptors(ground: Settings, attack_image: str) -> None:

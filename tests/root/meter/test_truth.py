@@ -216,8 +216,9 @@ def test_too_many_open_files_are_explained(
 ) -> None:
     group = driver.create(f"{path}/one", CgroupLimits())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    open_now = len(os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 1, hard))
+    free = os.open("/", os.O_PATH)  # the limit is one of numbers, and this is the lowest free one
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
     try:
         with pytest.raises(CgroupFailed, match=r"EMFILE.*ulimit -n"):
             sampler.add_container(TASK, "one", group)
