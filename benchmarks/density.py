@@ -131,8 +131,8 @@ def disk_mib(path: Path) -> float:
 def measure_images(base: Path, run: Path, count: int) -> list[Row]:
     """`count` images, each the large one and a layer of 1 MiB of its own."""
     large = make_large(BENCH / "pull")
-    store = ImageStore(base / "shared", config=RegistryConfig())
     shutil.rmtree(base / "shared", ignore_errors=True)
+    store = ImageStore(base / "shared", config=RegistryConfig())
     with (
         running_registry(base / "registry") as registry,
         running_peers(base / "peers", run) as peers,

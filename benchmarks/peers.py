@@ -204,6 +204,8 @@ def timed_ms(command: Sequence[str | Path]) -> float:
 @contextlib.contextmanager
 def running_peers(directory: Path, run: Path, root: Path | None = None) -> Iterator[Peers]:
     """Peers that leave nothing behind; `run` is where they keep what others keep in /run."""
+    if directory.exists():  # of a run that was ended: podman would not have it
+        subprocess.run(["rm", "-rf", "--one-file-system", directory], check=True)
     peers = Peers(directory, run, root)
     try:
         yield peers
