@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from benchmarks import cli, density, inside, launch, pull
+from benchmarks import cli, density, guard, inside, launch, pull
 from benchmarks.report import describe_machine
 from benchmarks.rows import Row
 from benchmarks.tables import write_tables
@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int], list[Row]], int]] = {
     "pull": (pull.run, pull.ROUNDS),
     "inside": (inside.run, inside.ROUNDS),
     "density": (density.run, density.TASKS),
+    "meter": (guard.run_meter, guard.ROUNDS),
 }
 
 
