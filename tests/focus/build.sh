@@ -6,7 +6,7 @@
 set -eu -o pipefail
 here=$(dirname "$(readlink -f "$0")")
 out=$(readlink -m "$1")
-pip="$here/../../.venv/bin/python -m pip --quiet --disable-pip-version-check"
+pip() { "$here/../../.venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
 stamp=$(cat "$here/build.sh" "$here/requirements.txt" | sha256sum)
 if [ "$(cat "$out/done" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 rm -rf "$out"
@@ -16,9 +16,9 @@ mmdebstrap --quiet --variant=minbase --include=python3 \
   trixie "$out/root.tar" &
 debian=$!
 for name in focus-validator==2.2.1 pandasql==0.7.3; do
-  $pip download --no-deps --python-version 3.13 -d "$out/sdist" "$name"
+  pip download --no-deps --python-version 3.13 -d "$out/sdist" "$name"
 done
-$pip install --target "$out/root/site" --no-deps --only-binary=:all: --python-version 3.13 \
+pip install --target "$out/root/site" --no-deps --only-binary=:all: --python-version 3.13 \
   --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 -r "$here/requirements.txt"
 for archive in "$out"/sdist/*.tar.gz; do tar -xzf "$archive" -C "$out/sdist"; done
 cp -r "$out"/sdist/focus_validator-*/focus_validator "$out"/sdist/pandasql-*/pandasql "$out/root/site/"
