@@ -166,12 +166,8 @@ class ImageStore:
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Only one process works on `name` (a digest) at a time."""
-        fd = self._open_lock(_hex(name))
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with self._flocked(_hex(name), fcntl.LOCK_EX):
             yield
-        finally:
-            os.close(fd)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -202,28 +198,28 @@ class ImageStore:
     def shared(self) -> Iterator[None]:
         """Nothing is removed meanwhile. Of whoever adds to the store, or takes from it what no
         task has mounted yet."""
-        fd = self._open_lock("collect")
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH)
+        with self._flocked("collect", fcntl.LOCK_SH):
             yield
-        finally:
-            os.close(fd)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[bool]:
         """Nobody is in `shared` meanwhile; False when somebody is, which is not waited for."""
-        fd = self._open_lock("collect")
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self._flocked("collect", fcntl.LOCK_EX | fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    @contextlib.contextmanager
+    def _flocked(self, name: str, how: int) -> Iterator[None]:
+        fd = os.open(self.root / "locks" / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+            fcntl.flock(fd, how)
+            yield
         finally:
             os.close(fd)
-
-    def _open_lock(self, name: str) -> int:
-        return os.open(self.root / "locks" / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     # ---- layers ----
 

@@ -7,7 +7,7 @@ a group is whatever has the attributes of `SampledGroup`; `cgroups.cgroup.Cgroup
 A process that forks without exec shares the locks on the ledgers: use subprocess or multiprocessing
 with "spawn" in programs that run tasks.
 
-Measured: see benchmarks/meter_tick.py.
+Measured: see benchmarks/meter.py.
 """
 
 from __future__ import annotations

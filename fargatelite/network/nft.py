@@ -22,17 +22,16 @@ def open_context() -> Any:
     Raises: HostUnsupported without libnftables; NetworkFailed when the process has no descriptor
     left that libnftables can wait on: it would end the process (fargatelite.descriptors).
     """
-    try:
-        import nftables
-    except (ImportError, OSError) as error:
-        raise HostUnsupported("libnftables is missing: apt-get install libnftables1") from error
     if not can_open_low():
         raise NetworkFailed(
             f"this process has used up its descriptors below {FD_SETSIZE}, which libnftables "
-            "needs: close some, or run tasks from another process (run --detach)",
+            "needs: allow it more (ulimit -n; fargatelite's own are moved above), close some, or "
+            "run tasks from another process (run --detach)",
             errno=errno.EMFILE,
         )
     try:
+        import nftables
+
         context = nftables.Nftables()
     except OSError as error:
         raise HostUnsupported("libnftables is missing: apt-get install libnftables1") from error

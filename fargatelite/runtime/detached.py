@@ -35,6 +35,7 @@ from pathlib import Path
 import msgspec
 
 from fargatelite.cgroups.detect import detect_driver
+from fargatelite.descriptors import allow_many
 from fargatelite.errors import (
     ConfigurationInvalid,
     FargateliteError,
@@ -333,6 +334,7 @@ def main(run_root: str, ready: int) -> None:
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     forbid_core_dumps()
+    allow_many()
     try:
         detect_driver().shelter(os.getpid())
     except FargateliteError as error:

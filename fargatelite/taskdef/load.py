@@ -160,8 +160,9 @@ def load_definition(source: Source, policy: Policy = FARGATE) -> TaskDefinition:
         key = json.dumps(document), policy
     except (TypeError, ValueError, RecursionError):
         key = None  # not JSON, which the problems will say
-    if key is not None and key in _checked:
-        return _checked[key]
+    checked = _checked.get(key) if key is not None else None
+    if checked is not None:
+        return checked
     definition, malformed, refused = decode(document, policy)
     first, later = ([], []) if definition is None else check_rules(definition, policy)
     # The service's order: by shape, as boto3 before it sends; then as check_rules says. What has

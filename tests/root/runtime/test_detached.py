@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -119,6 +120,8 @@ def test_a_supervisor_that_is_asked_to_end_stops_its_tasks(roots: Settings, busy
         definition(busybox, shell("app", "sleep 300", stopTimeout=2)), detach=True, settings=roots
     ).until("RUNNING", TIMEOUT_S)
     (process,) = supervisors(roots)
+    soft, hard = resource.prlimit(process, resource.RLIMIT_NOFILE)
+    assert soft == hard, "a shell's 1,024 descriptors are 40 tasks"
     os.kill(process, signal.SIGTERM)
     task.wait(TIMEOUT_S)
     assert task.stopped_reason == "the process that ran the task ended"
