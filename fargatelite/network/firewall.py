@@ -22,6 +22,7 @@ whole host into a router: what is not an answer to a task is dropped on these in
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -113,15 +114,34 @@ def admit(
                 "CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"
             )
         if code != 0:
-            action = f"set the firewall up for {slot.host_interface}"
-            if publish and "exist" in error.lower():
-                action += ": a published port is taken by another task"
-            raise NetworkFailed(f"cannot {action}: {error.strip()}", path=TABLE)
+            raise _refused_admission(context, slot, wanted, error)
         if not chains.issuperset(rules.BASE_CHAINS):
             _count_connections(context)
         for name in closed:
             _write_forwarding(name, "1")
     return closed
+
+
+def _refused_admission(
+    context: Any, slot: Slot, wanted: Sequence[Element], error: str
+) -> NetworkFailed:
+    """libnftables may underline another element of the transaction than the one that clashed, so
+    the clash is looked up."""
+    found = _read(context)
+    for item in () if found is None else wanted:
+        for other in found.elements if item.name == "published" else ():
+            if other.key == item.key and other.value != item.value:
+                protocol, address, port = item.key
+                holder = (other.value or "").split(" . ")[0]
+                return NetworkFailed(
+                    f"cannot publish {address}:{port}/{protocol} for {slot.host_interface}: it is "
+                    f"published for the task at {holder}: stop that task, or name another port",
+                    errno=errno.EADDRINUSE,
+                    path=TABLE,
+                )
+    return NetworkFailed(
+        f"cannot set the firewall up for {slot.host_interface}: {error.strip()}", path=TABLE
+    )
 
 
 _can_count = True
