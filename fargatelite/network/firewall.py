@@ -128,17 +128,21 @@ def _refused_admission(
     """libnftables may underline another element of the transaction than the one that clashed, so
     the clash is looked up."""
     found = _read(context)
-    for item in () if found is None else wanted:
-        for other in found.elements if item.name == "published" else ():
-            if other.key == item.key and other.value != item.value:
-                protocol, address, port = item.key
-                holder = (other.value or "").split(" . ")[0]
-                return NetworkFailed(
-                    f"cannot publish {address}:{port}/{protocol} for {slot.host_interface}: it is "
-                    f"published for the task at {holder}: stop that task, or name another port",
-                    errno=errno.EADDRINUSE,
-                    path=TABLE,
-                )
+    taken = (
+        {}
+        if found is None
+        else {item.key: item.value or "" for item in found.elements if item.name == "published"}
+    )
+    for item in wanted:
+        if item.name == "published" and taken.get(item.key, item.value) != item.value:
+            holder = taken[item.key].split(" . ")[0]
+            protocol, address, port = item.key
+            return NetworkFailed(
+                f"cannot publish {address}:{port}/{protocol} for {slot.host_interface}: it is "
+                f"published for the task at {holder}: stop that task, or name another port",
+                errno=errno.EADDRINUSE,
+                path=TABLE,
+            )
     return NetworkFailed(
         f"cannot set the firewall up for {slot.host_interface}: {error.strip()}", path=TABLE
     )
