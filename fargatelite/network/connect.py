@@ -84,9 +84,9 @@ def disconnect(slot: Slot) -> None:
     """
     from fargatelite.network import firewall, guard, rtnetlink
 
-    guard.forget(slot)
+    known = guard.forget(slot)
     rtnetlink.remove_link(slot.host_interface)
-    firewall.expel(slot)
+    firewall.expel(slot, known)
 
 
 def leftover_interfaces() -> list[str]:

@@ -216,32 +216,56 @@ def restore(tasks: Sequence[Admission], opened: set[str]) -> list[str]:
     return missing
 
 
-def expel(slot: Slot) -> None:
+def expel(slot: Slot, known: Admission | None = None) -> None:
     """Removes all that the task has in the firewall, with the last one the table; may be repeated.
+
+    `known`: as what it was admitted, by who knows it; else it is looked for among all tasks'.
 
     Connections of a task with security groups are forgotten, as the next task with its address must
     not be taken for it.
 
     Raises: NetworkFailed.
     """
+    own = [] if known is None else known.elements()
     with _locked() as context:
-        found = _read(context)
-        if found is None:
-            return
-        own = found.of_address(slot.address)
-        others = [key for key in found.of("tasks") if slot.address not in key]
-        if not others:
-            for (name,) in found.of("opened"):
-                _write_forwarding(name, "0")
-            _run(context, f"delete table {TABLE}")
-        elif own:
-            # A map's element goes by its key.
-            keys = (msgspec.structs.replace(item, value=None).text() for item in own)
-            _run(context, "\n".join(f"delete element {TABLE} {key}" for key in keys))
+        if own and _has_others(context, slot):
+            # The table may be large, and to list it costs ten times this.
+            code, _, _ = context.cmd(_deletion(own))
+            if code != 0:
+                own = _expel_found(context, slot)
+        else:
+            own = _expel_found(context, slot)
     if any(item.name == "grouped" for item in own):
         from fargatelite.network import tracking
 
         tracking.forget_connections(slot.address)
+
+
+def _has_others(context: Any, slot: Slot) -> bool:
+    code, output, _ = context.cmd(f"list set {TABLE} tasks")
+    tasks = rules.parse_snapshot(output).of("tasks") if code == 0 else []
+    return any(slot.address not in key for key in tasks)
+
+
+def _deletion(own: Sequence[Element]) -> str:
+    """A map's element goes by its key."""
+    keys = (msgspec.structs.replace(item, value=None).text() for item in own)
+    return "\n".join(f"delete element {TABLE} {key}" for key in keys)
+
+
+def _expel_found(context: Any, slot: Slot) -> list[Element]:
+    """Removes what the table has of the task, or the table; returns what there was."""
+    found = _read(context)
+    if found is None:
+        return []
+    own = found.of_address(slot.address)
+    if all(slot.address in key for key in found.of("tasks")):
+        for (name,) in found.of("opened"):
+            _write_forwarding(name, "0")
+        _run(context, f"delete table {TABLE}")
+    elif own:
+        _run(context, _deletion(own))
+    return own
 
 
 def list_admitted() -> list[tuple[str, str]]:

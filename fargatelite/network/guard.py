@@ -124,14 +124,16 @@ def guard(task: Admission, opened: Iterable[str] = ()) -> None:
             found.look()
 
 
-def forget(slot: Slot) -> None:
-    """Ends `guard`; before the task is expelled, and not while it is being restored."""
+def forget(slot: Slot) -> Admission | None:
+    """Ends `guard`; before the task is expelled, and not while it is being restored. Returns what
+    it guarded, if it did."""
     with _lock:
         found = _guards.get(_key())
         if found is None:
-            return
+            return None
         with found.lock:
-            found.tasks.pop(slot.host_interface, None)
+            task = found.tasks.pop(slot.host_interface, None)
         if not found.tasks:
             del _guards[_key()]
             found.end()
+    return task
