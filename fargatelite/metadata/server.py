@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from fargatelite.descriptors import move_high
 from fargatelite.errors import NetworkFailed
@@ -23,6 +24,7 @@ from fargatelite.metadata.faults import FaultInjector, NetworkFaults
 from fargatelite.metadata.routes import Source, answer
 from fargatelite.metadata.wire import Answer, BadRequest, parse_request
 from fargatelite.network.namespaces import run_in_namespace
+from fargatelite.network.nft import open_context
 from fargatelite.network.slot import METADATA_ADDRESS
 from fargatelite.network.task_rules import METADATA_LISTEN_PORT, TaskRules
 
@@ -57,6 +59,15 @@ class OpenedEndpoint:
         self.rules.close()
 
 
+def _listen_and_open_context() -> tuple[socket.socket, list[Any]]:
+    listener = _listen()
+    try:
+        return listener, [open_context()]
+    except BaseException:
+        listener.close()
+        raise
+
+
 def open_endpoint(netns_fd: int) -> OpenedEndpoint:
     """Opens a task's endpoint inside its namespace.
 
@@ -65,10 +76,10 @@ def open_endpoint(netns_fd: int) -> OpenedEndpoint:
     """
     rules = TaskRules(netns_fd)
     try:
-        listener = run_in_namespace(netns_fd, _listen)
+        listener, opened = run_in_namespace(netns_fd, _listen_and_open_context)
         listener = socket.socket(fileno=move_high(listener.detach()))
         try:
-            rules.redirect_metadata()
+            rules.redirect_metadata(opened)
         except BaseException:
             listener.close()
             raise

@@ -62,9 +62,9 @@ def readmit(
 
     if interfaces is None:
         interfaces = rtnetlink.read_host_routes().interfaces
-    opened = firewall.admit(slot, interfaces, publish, groups)
+    opening = firewall.admit(slot, interfaces, publish, groups)
     task = firewall.Admission(slot=slot, publish=tuple(publish), groups=tuple(groups))
-    guard.guard(task, opened)
+    guard.guard(task, opening)
 
 
 def connect_loopback(netns_fd: int) -> None:

@@ -44,6 +44,7 @@ from fargatelite.security_groups import SecurityGroup
 __all__ = [
     "TABLE",
     "Admission",
+    "Opening",
     "admit",
     "expel",
     "is_in_force",
@@ -62,6 +63,15 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     def elements(self) -> list[Element]:
         """All that it adds to the sets."""
         return rules.elements_of(self.slot, self.publish, self.groups)
+
+
+class Opening(msgspec.Struct, frozen=True, kw_only=True):
+    """What the host had not before a task was admitted."""
+
+    interfaces: tuple[str, ...]
+    """Those that had to be opened to answers."""
+    has_new_rules: bool
+    """Whether there was nothing of ours in the kernel: then nothing of it can have been lost."""
 
 
 logger = logging.getLogger(__name__)
@@ -91,11 +101,10 @@ def admit(
     interfaces: Sequence[str],
     publish: Sequence[PortPublication] = (),
     groups: Sequence[SecurityGroup] = (),
-) -> list[str]:
+) -> Opening:
     """Lets the task's traffic through, and opens `interfaces` to its answers; may be repeated.
 
-    Returns those that were closed. Raises: NetworkFailed, also when a published address and port is
-    another task's.
+    Raises: NetworkFailed, also when a published address and port is another task's.
     """
     wanted = Admission(slot=slot, publish=tuple(publish), groups=tuple(groups)).elements()
     closed = [name for name in interfaces if _read_forwarding(name) == "0"]
@@ -119,7 +128,7 @@ def admit(
             _count_connections(context)
         for name in closed:
             _write_forwarding(name, "1")
-    return closed
+    return Opening(interfaces=tuple(closed), has_new_rules=not chains)
 
 
 def _refused_admission(

@@ -14,10 +14,9 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterable
 
 from fargatelite.errors import FargateliteError
-from fargatelite.network.firewall import TABLE, Admission, restore
+from fargatelite.network.firewall import TABLE, Admission, Opening, restore
 from fargatelite.network.slot import Slot
 
 __all__ = ["forget", "guard"]
@@ -106,10 +105,10 @@ def _key() -> tuple[int, int]:
     return os.getpid(), os.stat("/proc/thread-self/ns/net").st_ino
 
 
-def guard(task: Admission, opened: Iterable[str] = ()) -> None:
+def guard(task: Admission, opening: Opening) -> None:
     """Keeps a task admitted, in the calling thread's network namespace, until `forget`.
 
-    `opened`: interfaces that were opened for it. Raises: OSError.
+    `opening`: what its admission answered. Raises: OSError.
     """
     with _lock:
         found = _guards.get(_key())
@@ -118,8 +117,8 @@ def guard(task: Admission, opened: Iterable[str] = ()) -> None:
         with found.lock:
             is_first = not found.tasks
             found.tasks[task.slot.host_interface] = task
-            found.opened.update(opened)
-        if is_first and not opened:
+            found.opened.update(opening.interfaces)
+        if is_first and not opening.has_new_rules:
             # Somebody was here before: rules may have been lost while nobody looked.
             found.look()
 

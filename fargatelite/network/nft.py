@@ -39,12 +39,15 @@ def open_context() -> Any:
     return context
 
 
-def run_commands(netns_fd: int, commands: str) -> tuple[int, str, str]:
+def run_commands(
+    netns_fd: int, commands: str, opened: list[Any] | None = None
+) -> tuple[int, str, str]:
     """What libnftables answers in a namespace: code, output, error.
 
+    `opened`: a context that was opened there by who was there anyway, its only reference.
     Raises: as `open_context`; NetworkFailed when the namespace cannot be entered.
     """
-    held = [run_in_namespace(netns_fd, open_context)]
+    held = [run_in_namespace(netns_fd, open_context)] if opened is None else opened
     try:
         result: tuple[int, str, str] = held[0].cmd(commands)
     finally:

@@ -16,6 +16,7 @@ import errno
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from fargatelite.descriptors import move_high
 from fargatelite.errors import NetworkFailed
@@ -67,9 +68,13 @@ class TaskRules:
     def __init__(self, netns_fd: int) -> None:
         self.netns_fd = move_high(os.dup(netns_fd))
 
-    def redirect_metadata(self) -> None:
-        """Makes `METADATA_PORT` reach the listener; may be repeated. Raises: NetworkFailed."""
-        code, _, error = run_commands(self.netns_fd, _REDIRECT)
+    def redirect_metadata(self, opened: list[Any] | None = None) -> None:
+        """Makes `METADATA_PORT` reach the listener; may be repeated.
+
+        `opened`: see `nft.run_commands`.
+        Raises: NetworkFailed.
+        """
+        code, _, error = run_commands(self.netns_fd, _REDIRECT, opened)
         if code == 0:
             return
         if os.strerror(errno.EPERM) not in error:
