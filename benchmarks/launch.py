@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 import fargatelite
+from benchmarks.bare import BareLaunch
 from benchmarks.images import TAG, make_busybox, running_registry
 from benchmarks.newest import make_newest
 from benchmarks.peers import (
@@ -269,6 +270,34 @@ def _single_rows(
     return rows
 
 
+def measure_bare(base: Path, run: Path, rounds: int) -> list[Row]:
+    """Ours beside a C program that makes the same system calls; apart from the rest, as it takes
+    its own table for the only one."""
+    layout, _ = make_busybox(base)
+    shutil.rmtree(base / "bare", ignore_errors=True)
+    settings = Settings(data_root=str(base / "bare" / "data"), run_root=str(run / "bare"))
+    ours: list[Launch] = []
+    bare: list[tuple[float, float]] = []
+    with running_registry(base / "registry") as registry:
+        definition = definition_of(registry.push(layout, "busybox", TAG))
+        Launch(settings, definition)
+    with BareLaunch(base / "bare" / "steps", run, settings, definition) as program:
+        works = {
+            "ours": lambda: ours.append(Launch(settings, definition)),
+            "bare": lambda: bare.append(program.round()),
+        }
+        for work in rotated(works, WARM_UP + rounds):
+            work()
+    del ours[:WARM_UP], bare[:WARM_UP]
+    peer = "bare C program"
+    return [
+        compare("container runs", "ms", [launch.started_ms for launch in ours], peer,
+                [started for started, _ in bare], "ratio <= 2"),
+        compare("its exit is known", "ms", [launch.exited_ms for launch in ours], peer,
+                [exited for _, exited in bare], "ratio <= 2"),
+    ]  # fmt: skip
+
+
 def measure_throughput(base: Path, run: Path) -> list[Row]:
     """Launches a second with both cores busy: four callers at once, ours in one process."""
     callers, each = 4, 15
@@ -395,6 +424,7 @@ def run(rounds: int = ROUNDS) -> list[Row]:
     print("\nlaunch: `true` from an image in the store, milliseconds since the call")
     with memory_directory() as directory:
         rows, last = measure_single(base, directory, rounds)
+        rows += measure_bare(base, directory, rounds)
         rows += measure_throughput(base, directory)
         rows += measure_at_once(base, directory)
     print_phases(last)
