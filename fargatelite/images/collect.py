@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fargatelite.errors import StateCorrupt
+from fargatelite.images.mounted import is_bound
 from fargatelite.names import DiffId
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def collect_images(
             if name in kept and name not in evicted:
                 continue
             # Unlike EROFS, whose mount holds its files, an unpacked directory is the task's own.
-            if store.is_bound(store.image_directory(f"sha256:{name}")):
+            if is_bound(store.image_directory(f"sha256:{name}")):
                 kept[name] = image
                 continue
             kept.pop(name, None)

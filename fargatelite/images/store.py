@@ -21,12 +21,12 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from fargatelite.errors import HostUnsupported, ImageError, ImageNotFound, StateCorrupt
+from fargatelite.errors import ImageError, ImageNotFound, StateCorrupt
 from fargatelite.images.credentials import (
     Credentials,
     RegistryConfig,
@@ -42,13 +42,12 @@ from fargatelite.images.image import (
 )
 from fargatelite.images.layer import BLOCK_BYTES, LayerResult, read_table
 from fargatelite.images.reference import Reference, parse_reference
-from fargatelite.names import DiffId, Digest, TaskId
+from fargatelite.names import DiffId, Digest
 from fargatelite.rundir import sync_directory
 
 __all__ = ["ImageStore", "LayerEntry", "StoredImage", "StoredReference"]
 
 STORE_VERSION = "1"
-_GONE = ".gone-"  # the directory of a mount that has ended
 MAX_FILE_READ = 1024 * 1024  # /etc/passwd and /etc/group (CVE-2026-47262)
 
 OnProgress = Callable[[PullProgress], None]
@@ -115,22 +114,6 @@ def _replace(path: Path, data: bytes) -> None:
 
 def _is_layer(path: Path) -> bool:
     return (path / "blob").is_file() and (path / "table").is_file()
-
-
-def _is_at(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
-        return False
-
-
-def _remove_mount_directory(path: Path) -> None:
-    """Never recursively: what is mounted is not ours to delete. May be repeated."""
-    for name in ("fs", "users", ""):
-        with contextlib.suppress(FileNotFoundError):
-            if not name:
-                (path / "lock").unlink(missing_ok=True)
-            (path / name).rmdir()
 
 
 class ImageStore:
@@ -276,7 +259,7 @@ class ImageStore:
         """Where an image's own files are."""
         return self.root / "images" / _hex(image_id)
 
-    def _read_image(self, image_id: str) -> StoredImage | None:
+    def read_image(self, image_id: str) -> StoredImage | None:
         cached = self._cache.get(image_id)
         directory = self.image_directory(image_id)
         if cached is not None:
@@ -417,7 +400,7 @@ class ImageStore:
             raise StateCorrupt(f"{path}: {error}; pull the image again", path=path) from error
 
     def _image(self, stored: StoredReference, text: str) -> Image | None:
-        found = self._read_image(stored.image_id)
+        found = self.read_image(stored.image_id)
         if found is None:
             return None
         return Image(
@@ -502,10 +485,10 @@ class ImageStore:
             stored = self.read_reference(self._reference_path(reference, platform))
             image = self._image(stored, text) if stored is not None else None
             if image is not None:
-                self._note_use(image.image_id)
+                self.note_use(image.image_id)
         return image, stored
 
-    def _note_use(self, image_id: str) -> None:
+    def note_use(self, image_id: str) -> None:
         os.utime(self.image_directory(image_id))
 
     def _ask(self, reference: Reference, credentials: Credentials | None) -> str | None:
@@ -533,69 +516,7 @@ class ImageStore:
         found = [self.find(name) for name in names]
         return [image for image in found if image is not None]
 
-    # ---- mounts ----
-
-    def _mount_directory(self, run_root: Path, image_id: str) -> Path:
-        return run_root / "images" / _hex(image_id)
-
-    def ensure_mounted(self, image: Image, run_root: Path, task_id: TaskId) -> Path:
-        """Mounts the image once per host and notes the task as its user; returns the mount point.
-
-        Raises: ImageError.
-        """
-        stored = self._read_image(image.image_id)
-        if stored is None:
-            raise ImageNotFound(f"{image.reference} is not in the store any more")
-        directory = self._mount_directory(run_root, image.image_id)
-        with self._mount_lock(directory):
-            # The user first: a crash after it leaves a name that `release` and gc know.
-            (directory / "users" / task_id).touch(mode=0o600)
-            target = directory / "fs"
-            if not os.path.ismount(target):
-                self._mount(stored, target)
-        self._note_use(image.image_id)
-        return target
-
-    def has_users(self, run_root: Path, name: str) -> bool:
-        """Whether a task of this run root uses the image of that hexadecimal id."""
-        try:
-            return bool(os.listdir(run_root / "images" / name / "users"))
-        except FileNotFoundError:
-            return False
-
-    def _mount(self, stored: StoredImage, target: Path) -> None:
-        """Mounts by the store's backend; `auto` falls back to a directory."""
-        from fargatelite.images.directory import bind_directory
-        from fargatelite.images.mount import mount_erofs
-
-        blobs = [self.layer_directory(diff_id) / "blob" for diff_id in stored.diff_ids]
-        if self.backend is not ImageBackend.DIRECTORY:
-            loop = None if self.backend is ImageBackend.AUTO else self.backend is ImageBackend.LOOP
-            try:
-                mount_erofs(
-                    self.image_directory(stored.image_id) / "image.erofs", blobs, target, loop=loop
-                )
-            except HostUnsupported:
-                if self.backend is not ImageBackend.AUTO:
-                    raise
-            else:
-                return
-        with self.lock(stored.image_id):
-            bind_directory(self._unpack(stored, blobs), target)
-
-    def _unpack(self, stored: StoredImage, blobs: Sequence[Path]) -> Path:
-        """The image's files in a directory, made at their first use; the caller holds its lock."""
-        from fargatelite.images.directory import unpack_image
-        from fargatelite.images.merge import merge_layers
-
-        unpacked = self.image_directory(stored.image_id) / "root"
-        if not unpacked.is_dir():
-            tables = [read_table(blob.with_name("table")) for blob in blobs]
-            with self.scratch() as scratch:
-                (scratch / "root").mkdir()
-                unpack_image(merge_layers(tables), blobs, scratch / "root")
-                os.rename(scratch / "root", unpacked)
-        return unpacked
+    # ---- what tasks take of it ----
 
     def unpack_directory(self, image: Image, path: str, target: Path, id_base: int) -> bool:
         """Copies a directory of the image with all that is in it, owner and mode included, into the
@@ -614,81 +535,6 @@ class ImageStore:
             return False
         unpack_image(found, blobs, target, id_base)
         return True
-
-    def is_bound(self, image_directory: Path) -> bool:
-        """Whether the unpacked files are some task's: unlike EROFS, nothing else holds them."""
-        # Field 4 of a line is the mounted directory, within its own file system (proc(5)).
-        end = f"/{image_directory.parent.name}/{image_directory.name}/root"
-        with open("/proc/self/mountinfo") as file:
-            return any(line.split(" ", 4)[3].endswith(end) for line in file)
-
-    @contextlib.contextmanager
-    def _mount_lock(self, directory: Path) -> Iterator[None]:
-        """The lock of one image's mount. Whoever removes the directory holds it, so the file may be
-        gone when we get it: then again."""
-        while True:
-            try:
-                directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                for name in ("", "users", "fs"):
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(directory / name, 0o700)
-                fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                if _is_at(fd, directory / "lock"):
-                    yield
-                    return
-            finally:
-                os.close(fd)
-
-    def release(self, run_root: Path, task_id: TaskId) -> None:
-        """Ends all uses of a task; the last user's end unmounts. May be repeated."""
-        for directory in self._mount_directories(run_root):
-            if (directory / "users" / task_id).exists():
-                self._end_uses(directory, {task_id})
-
-    def release_lost(self, run_root: Path, is_live: Callable[[str], bool]) -> list[str]:
-        """Ends the uses of tasks that are not live, and mounts that have no user: a process was
-        killed while it released them. The names of those tasks.
-
-        A task has to be live before it uses an image, and as long as it does.
-        """
-        lost: set[str] = set()
-        for directory in self._mount_directories(run_root):
-            users: set[str] = set()
-            with contextlib.suppress(FileNotFoundError):
-                users = set(os.listdir(directory / "users"))
-            gone = {name for name in users if not is_live(name)}
-            if gone or not users:
-                self._end_uses(directory, gone)
-            lost |= gone
-        for path in (run_root / "images").glob(f"{_GONE}*"):
-            _remove_mount_directory(path)
-        return sorted(lost)
-
-    def _mount_directories(self, run_root: Path) -> list[Path]:
-        try:
-            found = list((run_root / "images").iterdir())
-        except FileNotFoundError:
-            return []
-        return [path for path in found if not path.name.startswith(_GONE)]
-
-    def _end_uses(self, directory: Path, ended: Set[str]) -> None:
-        from fargatelite.images.mount import unmount
-
-        with self._mount_lock(directory):
-            users = set(os.listdir(directory / "users"))
-            for name in users & ended:
-                (directory / "users" / name).unlink()
-            if users - ended:
-                return
-            unmount(directory / "fs")
-            # Out of sight whole: who wants it now makes another one.
-            gone = directory.with_name(f"{_GONE}{directory.name}-{os.urandom(4).hex()}")
-            os.rename(directory, gone)
-            _remove_mount_directory(gone)
 
     # ---- removal ----
 

@@ -18,6 +18,7 @@ import msgspec
 from fargatelite.errors import FargateliteError, StateCorrupt
 from fargatelite.images.image import PullPolicy
 from fargatelite.images.layer import BLOCK_BYTES, Kind, Record, read_table
+from fargatelite.images.mounted import is_bound
 from fargatelite.images.store import ImageStore, LayerEntry
 
 __all__ = ["Damage", "Verified", "repair", "verify"]
@@ -247,7 +248,7 @@ def repair(store: ImageStore, found: Verified) -> None:
     pieces = {path: None for damage in found.damage for path in _pieces(store, damage)}
     with store.scratch() as scratch:
         for number, path in enumerate(pieces):
-            if path.parent.name == "images" and store.is_bound(path):
+            if path.parent.name == "images" and is_bound(path):
                 found.failures.append(f"{path.name[:12]}: a task has its files; stop it first")
                 continue
             if path.parent.name == "references":

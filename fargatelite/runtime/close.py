@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import msgspec
 
@@ -13,7 +12,7 @@ from fargatelite.rundir import EXITS_NAME, RunDirectory
 from fargatelite.runtime import launch, record
 from fargatelite.runtime import task as machine
 from fargatelite.runtime.dependencies import ContainerStep
-from fargatelite.runtime.images import open_store
+from fargatelite.runtime.images import open_mounted
 from fargatelite.runtime.trace import Timeline
 from fargatelite.settings import Settings
 from fargatelite.shim import read_exit_records
@@ -32,7 +31,7 @@ def end_lost(settings: Settings, run: RunDirectory) -> list[str]:
     """
     failures = launch.remove_task(
         settings, run, detect_driver(), None,
-        lambda: open_store(settings).release(Path(settings.run_root), run.task_id), Timeline(),
+        lambda: open_mounted(settings).release(run.task_id), Timeline(),
     )  # fmt: skip
     try:
         data = run.read_state()

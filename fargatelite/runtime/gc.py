@@ -27,7 +27,7 @@ from fargatelite.rundir import RunDirectory
 from fargatelite.runtime import launch, record
 from fargatelite.runtime import task as machine
 from fargatelite.runtime.close import end_lost
-from fargatelite.runtime.images import open_store
+from fargatelite.runtime.images import open_mounted, open_store
 from fargatelite.runtime.trace import Timeline
 from fargatelite.settings import Settings
 
@@ -85,11 +85,10 @@ class _Collection:
         lost, as in a reboot, or in the last moments of a removal."""
         if not self._dry_run:
             RunDirectory.sweep_removed(self.settings.runs)
-        store = open_store(self.settings)
-        run_root = Path(self.settings.run_root)
+        mounted = open_mounted(self.settings)
         if not self._dry_run:
-            self.report.orphans += store.release_lost(
-                run_root, lambda name: (self.settings.runs / name).exists()
+            self.report.orphans += mounted.release_lost(
+                lambda name: (self.settings.runs / name).exists()
             )
         for task_id in sorted(_orphans(self.settings)):
             if task_id not in self.report.orphans:
@@ -98,7 +97,7 @@ class _Collection:
                 continue
             failures = launch.remove_task(
                 self.settings, RunDirectory(self.settings.runs, task_id), detect_driver(), None,
-                lambda task_id=task_id: store.release(run_root, task_id), Timeline(),  # type: ignore[misc]
+                lambda task_id=task_id: mounted.release(task_id), Timeline(),  # type: ignore[misc]
             )  # fmt: skip
             self._fail(task_id, failures)
 
@@ -190,7 +189,7 @@ class _Collection:
         try:
             done = collect_images(
                 store,
-                is_used=lambda name: store.has_users(Path(self.settings.run_root), name),
+                is_used=open_mounted(self.settings).has_users,
                 unused_s=kept.image_days * _DAY_S or None,
                 max_bytes=kept.images_mib * 2**20 or None,
                 dry_run=self._dry_run,

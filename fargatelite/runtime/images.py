@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fargatelite.rundir import ensure_private_directory
 from fargatelite.settings import Settings
 
 if TYPE_CHECKING:
+    from fargatelite.images.mounted import MountedImages
     from fargatelite.images.store import ImageStore
 
-__all__ = ["open_store"]
+__all__ = ["open_mounted", "open_store"]
 
 _lock = threading.Lock()
 _stores: dict[Settings, ImageStore] = {}
+
+
+def open_mounted(settings: Settings) -> MountedImages:
+    """What tasks of the run root have mounted of it. Raises: as `open_store`."""
+    from fargatelite.images.mounted import MountedImages
+
+    return MountedImages(open_store(settings), Path(settings.run_root))
 
 
 def open_store(settings: Settings) -> ImageStore:

@@ -255,18 +255,16 @@ class TaskWork:
 
     def _find_images(self, state: machine.TaskState) -> None:
         """What the store still has of the images that containers run."""
-        from fargatelite.runtime.images import open_store
+        from fargatelite.runtime.images import open_mounted, open_store
 
-        store = open_store(self.settings)
-        by_digest = {image.digest: image for image in store.list_images()}
+        mounted = open_mounted(self.settings)
+        by_digest = {image.digest: image for image in open_store(self.settings).list_images()}
         for item in state.containers:
             image = by_digest.get(names.Digest(item.image_digest or ""))
             if image is not None:
                 held = self.containers[item.name]
                 held.image = image
-                held.image_path = store.ensure_mounted(
-                    image, Path(self.settings.run_root), self.run.task_id
-                )
+                held.image_path = mounted.ensure_mounted(image, self.run.task_id)
 
     def _take_inputs(self, state: machine.TaskState) -> None:
         """Inputs for containers that are still to start, or may be started again; a pull that goes
@@ -314,7 +312,7 @@ class TaskWork:
 
     def pull(self) -> None:
         """Images and inputs; tells PullFinished, or what failed."""
-        from fargatelite.runtime.images import open_store
+        from fargatelite.runtime.images import open_mounted, open_store
 
         self._tell(machine.PullStarted(at_ns=time.time_ns()))
         self._inputs.begin()
@@ -322,8 +320,8 @@ class TaskWork:
         for container in self.definition.containers:
             name, reference = container.name, container.image
             try:
-                store = open_store(self.settings)
                 if reference not in pulled:
+                    store = open_store(self.settings)
                     with self.timeline.phase(f"pull {reference}"):
                         pulled[reference] = store.pull(
                             reference,
@@ -336,9 +334,7 @@ class TaskWork:
                 image = pulled[reference]
                 self._has_images = True
                 with self.timeline.phase(f"mount image of {name}"):
-                    path = store.ensure_mounted(
-                        image, Path(self.settings.run_root), self.run.task_id
-                    )
+                    path = open_mounted(self.settings).ensure_mounted(image, self.run.task_id)
             except (FargateliteError, OSError) as error:
                 self._pull_failed(name, self._inputs.failure or error)
                 return
@@ -495,7 +491,7 @@ class TaskWork:
 
     def deprovision(self) -> None:
         """Removes all of the task and tells so; `leftovers` says what could not be removed."""
-        from fargatelite.runtime.images import open_store
+        from fargatelite.runtime.images import open_mounted
 
         with self._group_lock, self._ready_lock:
             self._is_over = True
@@ -512,7 +508,7 @@ class TaskWork:
 
         def release() -> None:
             if self._has_images:
-                open_store(self.settings).release(Path(self.settings.run_root), self.run.task_id)
+                open_mounted(self.settings).release(self.run.task_id)
 
         self.leftovers = launch.remove_task(
             self.settings,

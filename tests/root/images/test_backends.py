@@ -16,6 +16,7 @@ from fargatelite.errors import HostUnsupported, ImageError
 from fargatelite.images import mount
 from fargatelite.images.image import ImageBackend
 from fargatelite.images.mount import unmount
+from fargatelite.images.mounted import MountedImages
 from fargatelite.images.store import ImageStore
 from fargatelite.names import TaskId
 from tests.fixtures.images import build_oci_layout, directory, link, tar_layer
@@ -103,7 +104,7 @@ def stores(
     }
     yield made
     for name, store in made.items():
-        store.release(tmp_path / f"run-{name}", TASK)
+        MountedImages(store, tmp_path / f"run-{name}").release(TASK)
 
 
 def test_every_backend_shows_the_same_files(
@@ -112,7 +113,9 @@ def test_every_backend_shows_the_same_files(
     seen = {}
     for name, store in stores.items():
         (image,) = store.load(layout)
-        seen[name] = _describe(store.ensure_mounted(image, tmp_path / f"run-{name}", TASK))
+        seen[name] = _describe(
+            MountedImages(store, tmp_path / f"run-{name}").ensure_mounted(image, TASK)
+        )
     assert len(seen) >= 2
     assert all(found == seen["loop"] for found in seen.values())
     files = seen["directory"]
@@ -130,7 +133,7 @@ def test_directory_is_read_only_and_its_devices_do_not_open(
 ) -> None:
     store = stores["directory"]
     (image,) = store.load(layout)
-    root = store.ensure_mounted(image, tmp_path / "run-directory", TASK)
+    root = MountedImages(store, tmp_path / "run-directory").ensure_mounted(image, TASK)
     with pytest.raises(OSError, match="Read-only file system"):
         (root / "new").write_text("x")
     with pytest.raises(PermissionError):
@@ -142,10 +145,10 @@ def test_directory_stays_while_a_task_uses_it(
 ) -> None:
     store = stores["directory"]
     (image,) = store.load(layout)
-    root = store.ensure_mounted(image, tmp_path / "run-directory", TASK)
+    root = MountedImages(store, tmp_path / "run-directory").ensure_mounted(image, TASK)
     store.remove(image.reference)
     assert (root / "private/deep").read_bytes() == b"x" * 5000
-    store.release(tmp_path / "run-directory", TASK)
+    MountedImages(store, tmp_path / "run-directory").release(TASK)
     assert store.gc() == [image.image_id]
     assert list((store.root / "images").iterdir()) == []
 
@@ -158,14 +161,14 @@ def test_auto_falls_back_where_the_kernel_has_no_erofs(
     store = ImageStore(tmp_path / "auto")
     (image,) = store.load(layout)
     try:
-        root = store.ensure_mounted(image, tmp_path / "run", TASK)
+        root = MountedImages(store, tmp_path / "run").ensure_mounted(image, TASK)
         assert (root / "bin/name").read_bytes() == b"#!/bin/sh\n" * 2000
     finally:
-        store.release(tmp_path / "run", TASK)
+        MountedImages(store, tmp_path / "run").release(TASK)
     chosen = ImageStore(tmp_path / "auto", backend="file")
     with pytest.raises(HostUnsupported, match=r"cannot mount EROFS images .*fargatelite check"):
-        chosen.ensure_mounted(image, tmp_path / "run", TASK)
-    chosen.release(tmp_path / "run", TASK)
+        MountedImages(chosen, tmp_path / "run").ensure_mounted(image, TASK)
+    MountedImages(chosen, tmp_path / "run").release(TASK)
 
 
 def test_damaged_image_is_named(layout: Path, tmp_path: Path, clean_host: None) -> None:

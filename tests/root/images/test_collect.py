@@ -13,6 +13,7 @@ import pytest
 from fargatelite.images.collect import JUST_USED_S, collect_images
 from fargatelite.images.credentials import RegistryConfig
 from fargatelite.images.image import Image
+from fargatelite.images.mounted import MountedImages
 from fargatelite.images.store import ImageStore
 from fargatelite.images.verify import verify
 from fargatelite.names import TaskId
@@ -73,18 +74,18 @@ def test_what_was_not_used_for_long_goes(store: ImageStore, images: list[Image])
 
 def test_one_in_use_never_goes(store: ImageStore, images: list[Image], tmp_path: Path) -> None:
     task_id, run_root = TaskId("1" * 32), tmp_path / "run"
-    target = store.ensure_mounted(images[0], run_root, task_id)
+    target = MountedImages(store, run_root).ensure_mounted(images[0], task_id)
     try:
         os.utime(store.image_directory(images[0].image_id), (0, 0))
         done = collect_images(
-            store, is_used=lambda name: store.has_users(run_root, name), unused_s=1, max_bytes=1
+            store, is_used=MountedImages(store, run_root).has_users, unused_s=1, max_bytes=1
         )
         assert sorted(done.evicted) == sorted(image.reference for image in images[1:])
         assert len((target / "own").read_bytes()) == 1_000_000
     finally:
-        store.release(run_root, task_id)
+        MountedImages(store, run_root).release(task_id)
     assert collect_images(
-        store, is_used=lambda name: store.has_users(run_root, name), unused_s=1
+        store, is_used=MountedImages(store, run_root).has_users, unused_s=1
     ).evicted == [images[0].reference]  # fmt: skip
     assert kept(store) == []
     assert os.listdir(store.root / "layers") == os.listdir(store.root / "digests") == []

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from fargatelite.images.image import ImageBackend
+from fargatelite.images.mounted import MountedImages
 from fargatelite.images.store import ImageStore
 from fargatelite.names import TaskId
 from tests.fixtures.images import build_oci_layout
@@ -277,9 +278,9 @@ def test_mounted_image_is_what_tar_extracts(
         (image,) = store.load(layout)
         run = tmp_path / f"run-{backend}"
         try:
-            seen = _describe(store.ensure_mounted(image, run, TASK))
+            seen = _describe(MountedImages(store, run).ensure_mounted(image, TASK))
         finally:
-            store.release(run, TASK)
+            MountedImages(store, run).release(TASK)
         assert seen.keys() == expected.keys()
         for name, description in expected.items():
             assert seen[name] == description, name

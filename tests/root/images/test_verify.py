@@ -16,6 +16,7 @@ import pytest
 from fargatelite.images.credentials import RegistryConfig
 from fargatelite.images.image import Image
 from fargatelite.images.layer import BLOCK_BYTES, Record, read_table
+from fargatelite.images.mounted import MountedImages
 from fargatelite.images.store import ImageStore
 from fargatelite.images.verify import repair, verify
 from fargatelite.names import TaskId
@@ -155,20 +156,20 @@ def test_damage_is_found_named_and_mended(
     assert bool(found.failures) == (harm == "name")
     again = store.pull(reference)
     assert not verify(store).damage
-    target = store.ensure_mounted(again, tmp_path / "run", TaskId("0" * 32))
+    target = MountedImages(store, tmp_path / "run").ensure_mounted(again, TaskId("0" * 32))
     try:
         assert (target / "data/large").read_bytes() == LARGE
         assert (target / "data/small").read_bytes() == b"small"
         assert again.config.cmd == ("true",)
     finally:
-        store.release(tmp_path / "run", TaskId("0" * 32))
+        MountedImages(store, tmp_path / "run").release(TaskId("0" * 32))
 
 
 def test_who_has_it_mounted_keeps_it(
     store: ImageStore, image: Image, reference: str, tmp_path: Path
 ) -> None:
     first, second = TaskId("1" * 32), TaskId("2" * 32)
-    target = store.ensure_mounted(image, tmp_path / "run", first)
+    target = MountedImages(store, tmp_path / "run").ensure_mounted(image, first)
     try:
         flip(layer(store, image) / "table", 30)
         found = verify(store)
@@ -176,12 +177,12 @@ def test_who_has_it_mounted_keeps_it(
         assert found.repaired == [reference]
         assert (target / "data/large").read_bytes() == LARGE
     finally:
-        store.release(tmp_path / "run", first)
-    target = store.ensure_mounted(store.pull(reference), tmp_path / "run", second)
+        MountedImages(store, tmp_path / "run").release(first)
+    target = MountedImages(store, tmp_path / "run").ensure_mounted(store.pull(reference), second)
     try:
         assert (target / "data/large").read_bytes() == LARGE
     finally:
-        store.release(tmp_path / "run", second)
+        MountedImages(store, tmp_path / "run").release(second)
 
 
 def test_files_that_a_task_has_unpacked_are_left(
@@ -189,7 +190,7 @@ def test_files_that_a_task_has_unpacked_are_left(
 ) -> None:
     store = ImageStore(store.root, config=store.config, backend="directory")
     image = store.pull(reference)
-    target = store.ensure_mounted(image, tmp_path / "run", TaskId("1" * 32))
+    target = MountedImages(store, tmp_path / "run").ensure_mounted(image, TaskId("1" * 32))
     try:
         flip(store.image_directory(image.image_id) / "image.erofs", 1100)
         found = verify(store)
@@ -197,7 +198,7 @@ def test_files_that_a_task_has_unpacked_are_left(
         assert found.failures == [f"{image.image_id[7:19]}: a task has its files; stop it first"]
         assert (target / "data/small").read_bytes() == b"small"
     finally:
-        store.release(tmp_path / "run", TaskId("1" * 32))
+        MountedImages(store, tmp_path / "run").release(TaskId("1" * 32))
 
 
 def test_an_unreachable_registry_is_a_failure(

@@ -17,6 +17,7 @@ import pytest
 
 from fargatelite import Settings, find_task, run_task
 from fargatelite.images.image import ImageBackend
+from fargatelite.images.mounted import MountedImages
 from fargatelite.names import TaskId, new_task_id
 from fargatelite.network.pool import HOST_SLOTS
 from fargatelite.runtime import upkeep
@@ -95,12 +96,12 @@ def test_a_use_of_an_image_whose_task_is_gone_ends(settings: Settings, busybox: 
     assert image is not None
     mounts = Path(settings.run_root, "images")
     for task_id in (new_task_id(), new_task_id()):
-        target = store.ensure_mounted(image, Path(settings.run_root), task_id)
+        target = MountedImages(store, Path(settings.run_root)).ensure_mounted(image, task_id)
     (target.parent / "users" / task_id).unlink()
     report = collect(settings)
     assert len(report.orphans) == 1
     assert list(mounts.iterdir()) == []
-    store.ensure_mounted(image, Path(settings.run_root), task_id)
+    MountedImages(store, Path(settings.run_root)).ensure_mounted(image, task_id)
     (target.parent / "users" / task_id).unlink()
     assert collect(settings).orphans == []
     assert list(mounts.iterdir()) == []
