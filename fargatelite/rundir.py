@@ -7,7 +7,8 @@
         state.json   {"version": 1, ...}, replaced by rename
         requests/stop.json  a stop that another process asked for, replaced by rename; in a
                      directory of its own, which the supervisor watches
-        size         CPU units and MiB that it takes of the host's capacity, where that is bounded
+        size         CPU units and MiB that it takes of the host's capacity, where that is bounded;
+                     not there while it waits for room (runtime.capacity)
         exits        exit records, written by the shim
         shim.sock    the shim's control socket
         guest-<container>.plan  how `exec` gets into a container (sandbox/compile.py)

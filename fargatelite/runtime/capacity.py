@@ -37,6 +37,7 @@ __all__ = [
     "lack_of",
     "line_of",
     "locked",
+    "remove_lost_tickets",
 ]
 
 
@@ -142,7 +143,9 @@ def admitted(
         if lack is not None:
             never = lack_of(settings, size, is_alone=True)
             if never is not None:
-                raise CapacityExceeded(*never)
+                raise CapacityExceeded(
+                    never.reason, f"{never.text}; it fits no time: ask for less, or raise the bound"
+                )
             if not wait_s:
                 raise CapacityExceeded(
                     lack.reason, f"{lack.text}; stop a task, or wait for one to end"
@@ -186,6 +189,14 @@ def is_next(settings: Settings, ticket: Ticket) -> bool:
 def count_ahead(settings: Settings, ticket: Ticket) -> int:
     """How many launches wait ahead of it; while `locked`."""
     return sum(1 for name in _living(settings) if name < ticket.path.name)
+
+
+def remove_lost_tickets(settings: Settings) -> None:
+    """Removes those of killed processes, for `gc`; whoever waits does it too."""
+    if line_of(settings).exists():
+        with locked(settings):
+            for _ in _living(settings):
+                pass
 
 
 def _names(waiting: Path) -> list[str]:
