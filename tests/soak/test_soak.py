@@ -64,12 +64,32 @@ def _elements() -> int:
     return said.stdout.count(":") + said.stdout.count(",")
 
 
+class _MallInfo(ctypes.Structure):
+    """mallinfo2(3)."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks",
+                     "uordblks", "fordblks", "keepcost")
+    ]  # fmt: skip
+
+
+_libc = ctypes.CDLL(None)
+_libc.mallinfo2.restype = _MallInfo
+PYTHON_BLOCKS, MALLOC, RESIDENT = (
+    "blocks of Python's in use", "malloc in use, KiB", "memory of the process, KiB",
+)  # fmt: skip
+
+
 def measure() -> dict[str, int]:
-    """What this process and the kernel have now; memory without what malloc keeps for later."""
+    """What this process and the kernel have now. What is in use of Python's allocator and malloc's
+    tells a leak; the resident memory has their holes too."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    _libc.malloc_trim(0)
     return {
-        "memory of the process, KiB": _kib_of("/proc/self/status", "RssAnon"),
+        PYTHON_BLOCKS: sys.getallocatedblocks(),
+        MALLOC: _libc.mallinfo2().uordblks // 1024,
+        RESIDENT: _kib_of("/proc/self/status", "RssAnon"),
         "descriptors": len(os.listdir("/proc/self/fd")),
         "threads": len(os.listdir("/proc/self/task")),
         "groups": len(detect_driver().list_tasks()),
@@ -89,7 +109,10 @@ def assert_flat(before: dict[str, int], after: dict[str, int], lives: int) -> No
     for name in ("descriptors", "groups", "mounts", "interfaces", "nft elements"):
         assert after[name] <= before[name], (name, before[name], after[name])
     assert after["threads"] <= before["threads"] + SPARE_THREADS
-    grown = after["memory of the process, KiB"] - before["memory of the process, KiB"]
+    # Less than one object for two lives, and 100 bytes for one, beside what a thread has.
+    assert after[PYTHON_BLOCKS] - before[PYTHON_BLOCKS] <= 4000 + lives // 2
+    assert after[MALLOC] - before[MALLOC] <= 1024 + lives // 10
+    grown = after[RESIDENT] - before[RESIDENT]
     # Each thread of the pool has its stack and, but for MALLOC_ARENA_MAX=1 as `make soak` has it,
     # an arena whose holes malloc fills over thousands of lives: a bound, in the long run a rate.
     assert grown <= (2048 + lives if IS_LONG else 8192), grown
