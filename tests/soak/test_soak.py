@@ -20,11 +20,12 @@ from pathlib import Path
 
 import pytest
 
-from fargatelite import Settings, Task, run_task
+from fargatelite import RecordedTask, Settings, Task, run_task
 from fargatelite.cgroups.detect import detect_driver
 from fargatelite.runtime import upkeep
 from fargatelite.settings import Retention
 from tests.fixtures.patience import patient
+from tests.root.runtime.test_detached import await_end, supervisors
 
 LIVES = int(os.environ.get("FARGATELITE_SOAK_LIVES", "40"))
 LOOKS = int(os.environ.get("FARGATELITE_SOAK_LOOKS", "100"))
@@ -210,6 +211,43 @@ def test_an_exec_that_is_aborted_leaves_nothing(settings: Settings, busybox: str
 
 def children_of(pid: int) -> int:
     return len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+def test_a_supervised_task_costs_little_memory(
+    settings: Settings, busybox: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the process that supervises detached tasks, as it is by default, from the twentieth task
+    on: then it has all its threads. The goal is 100 KiB each."""
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    tasks: list[RecordedTask] = []
+
+    def start(_: int) -> RecordedTask:
+        document = definition(busybox, "sleep 3600")
+        task = run_task(document, settings=settings, detach=True, pull="missing")
+        return task.until("RUNNING", TIMEOUT_S)
+
+    def resident_with(count: int) -> int:
+        with ThreadPoolExecutor(4) as pool:
+            tasks.extend(pool.map(start, range(count - len(tasks))))
+        (supervisor,) = supervisors(settings)
+        return _kib_of(f"/proc/{supervisor}/status", "RssAnon")
+
+    few, many = 20, 200 if IS_LONG else 50
+    try:
+        first, last = resident_with(few), resident_with(many)
+    finally:
+        for task in tasks:
+            task.stop(wait=False)
+        for task in tasks:
+            task.wait(TIMEOUT_S)
+        await_end(settings)
+    each = (last - first) / (many - few)
+    print(
+        f"\nsupervisor: {first:,} KiB with {few} tasks, {last:,} KiB with {many}: "
+        f"{each:.0f} KiB each"
+    )
+    # In the short run what the allocator keeps for later is a part of it.
+    assert each <= (150 if IS_LONG else 300)
 
 
 def test_fifty_fight_over_twenty_tasks(settings: Settings, busybox: str) -> None:
