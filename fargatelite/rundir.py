@@ -7,7 +7,10 @@
         state.json   {"version": 1, ...}, replaced by rename
         requests/stop.json  a stop that another process asked for, replaced by rename; in a
                      directory of its own, which the supervisor watches
-        size         CPU units and MiB that it takes of the host's capacity, where that is bounded
+        size         CPU units and MiB that it takes of the host's capacity, where that is bounded;
+                     not there while it waits for room (runtime.capacity)
+        sent/<container>  {"version": 1, "place": ...}: how far its log driver has sent its log; not
+                     in the directory itself, where each change wakes whoever waits for the task
         exits        exit records, written by the shim
         shim.sock    the shim's control socket
         guest-<container>.plan  how `exec` gets into a container (sandbox/compile.py)
@@ -42,6 +45,7 @@ __all__ = [
 
 STATE_NAME, DESIRED_NAME, EXITS_NAME = "state.json", "requests/stop.json", "exits"
 SIZE_NAME = "size"
+SENT_VERSION = 1
 _REMOVED, _NEW = ".removed-", ".new-"  # no task id begins so
 
 
@@ -108,6 +112,11 @@ class DesiredStop(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 1
     stop_code: str
     reason: str
+
+
+class _Sent(msgspec.Struct, frozen=True, kw_only=True):
+    version: int = SENT_VERSION
+    place: int
 
 
 class RunDirectory:
@@ -222,6 +231,31 @@ class RunDirectory:
         """CPU units and MiB; zeros for a directory without a task yet, or that is gone."""
         cpu_units, memory_mib = map(int, (self._read(SIZE_NAME) or b"0 0").split())
         return cpu_units, memory_mib
+
+    def write_sent(self, container: str, place: int) -> None:
+        """Records how far a container's log has been sent; it survives this process, as all here,
+        not the machine. Raises: OSError."""
+        (self.path / "sent").mkdir(mode=0o700, exist_ok=True)
+        replace_file(self.path / "sent" / container, msgspec.json.encode(_Sent(place=place)))
+
+    def read_sent(self, container: str) -> int | None:
+        """What `write_sent` wrote; None when nobody sends that log, or a version that did not write
+        this does. Raises: StateCorrupt."""
+        data = self._read(f"sent/{container}")
+        if data is None:
+            return None
+        path = self.path / "sent" / container
+        try:
+            found = msgspec.json.decode(data, type=_Sent)
+        except msgspec.MsgspecError as error:
+            raise StateCorrupt(f"{path}: {error}", path=path) from error
+        if found.version != SENT_VERSION or found.place < 0:
+            raise StateCorrupt(
+                f"{path} is of version {found.version} with place {found.place}, this reads "
+                f"{SENT_VERSION}",
+                path=path,
+            )
+        return found.place
 
     def write_guest_plan(self, container: str, data: bytes) -> None:
         """Records how to get into a container that is about to start."""

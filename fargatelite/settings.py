@@ -36,6 +36,7 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     [capacity]                           # of all tasks together; no bound by default
     cpu_units = 8192
     memory_mib = 16384
+    wait_s = 60                          # a launch without room waits so long; 0, the default: not
 
     [retention]                          # what gc keeps, and how often it happens by itself
     record_days = 7
@@ -68,6 +69,7 @@ from fargatelite.security_groups import GroupDefinition, define_groups
 
 __all__ = [
     "DEFAULT_CONFIG",
+    "MAX_WAIT_S",
     "BeyondFargate",
     "CredentialSettings",
     "EfsAccessPoint",
@@ -80,6 +82,9 @@ __all__ = [
 
 DEFAULT_CONFIG = Path("/etc/fargatelite/config.toml")
 
+
+MAX_WAIT_S = 7 * 86400
+"""The longest that a launch may wait for capacity."""
 
 Weakness = Literal[
     "storage limit",
@@ -148,6 +153,10 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     cpu_units: Annotated[int, msgspec.Meta(ge=1)] | None = None
     memory_mib: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    wait_s: Annotated[int, msgspec.Meta(ge=0, le=MAX_WAIT_S)] = 0
+    """How long a launch waits for room that does not say it; 0: it is refused at once."""
+    max_waiting: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 100
+    """How many wait at most; the next is refused at once."""
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

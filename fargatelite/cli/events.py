@@ -11,7 +11,7 @@ import click
 
 from fargatelite.cli.following import End
 from fargatelite.cli.tables import make_printable
-from fargatelite.runtime.events import ContainerEvent, Event, StateChange, TaskEvent
+from fargatelite.runtime.events import ContainerEvent, Event, StateChange, TaskEvent, WaitingEvent
 from fargatelite.runtime.history import EventFollower
 from fargatelite.runtime.record import find_record
 from fargatelite.settings import Settings
@@ -32,6 +32,8 @@ def _describe(event: Event) -> str | None:
                 words.append(f"exit code {event.exit_code}")
             if event.reason:
                 words.append(event.reason)
+        case WaitingEvent():
+            words = ["task", f"waits for capacity: {event.reason}, {event.ahead} ahead"]
         case _:
             return None
     at = datetime.datetime.fromtimestamp(event.at_ns / 1e9, datetime.UTC)

@@ -24,7 +24,7 @@ from fargatelite.runtime.logs import LogLine
 from fargatelite.runtime.request import PullPolicy, TaskRequest, prepare_request, start_task
 from fargatelite.runtime.trace import Timeline
 from fargatelite.runtime.upkeep import collect_if_due
-from fargatelite.settings import Settings
+from fargatelite.settings import MAX_WAIT_S, Settings
 from fargatelite.taskdef.launch_type import LaunchType, policy_for
 from fargatelite.taskdef.store import parse_identifier
 
@@ -185,6 +185,12 @@ def _leave(task: RecordedTask, wait_for: str, output: str) -> int:
     help="Security group of the task, by name or id.",
 )
 @click.option("--strict-isolation", is_flag=True, help="Refuse where a defence is weaker.")
+@click.option(
+    "--wait-for-capacity",
+    type=click.IntRange(0, MAX_WAIT_S),
+    metavar="SECONDS",
+    help="Where the host is full, wait so long for room.",
+)
 @click.option("-d", "--detach", is_flag=True, help="Print the id and leave; the task lives on.")
 @click.option(
     "--wait-for",
@@ -212,6 +218,7 @@ def command(
     address: str | None,
     security_groups: tuple[str, ...],
     strict_isolation: bool,
+    wait_for_capacity: int | None,
     detach: bool,
     wait_for: str,
     trace: bool,
@@ -245,7 +252,7 @@ def command(
                 pull=pull, publish=publish, launch_type=launch_type,
                 allow_privileged=allow_privileged, address=address, trace=trace,
                 network_configuration=_network_configuration(security_groups),
-                strict_isolation=strict_isolation,
+                strict_isolation=strict_isolation, wait_for_capacity_s=wait_for_capacity,
             )  # fmt: skip
 
     if detach:

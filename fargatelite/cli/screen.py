@@ -17,7 +17,14 @@ from fargatelite.cli.tables import (
     make_printable,
     print_table,
 )
-from fargatelite.runtime.events import ContainerEvent, Event, LogsDroppedEvent, PullEvent, TaskEvent
+from fargatelite.runtime.events import (
+    ContainerEvent,
+    Event,
+    LogsDroppedEvent,
+    PullEvent,
+    TaskEvent,
+    WaitingEvent,
+)
 from fargatelite.runtime.handle import Task
 from fargatelite.runtime.logs import LogLine
 
@@ -122,6 +129,8 @@ class Screen:
                 self._show_container(item)
             case TaskEvent():
                 self._say("task", f"{item.last_status}", style="bold")
+            case WaitingEvent():
+                self._say("task", f"waits for capacity: {item.reason}, {item.ahead} ahead")
             case LogsDroppedEvent():
                 unread = f" and {item.unread_bytes} unread bytes" if item.unread_bytes else ""
                 self._say(

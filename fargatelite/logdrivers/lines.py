@@ -43,6 +43,11 @@ class LineAssembler:
     def __init__(self) -> None:
         self._unfinished: dict[str, _Unfinished] = {}
 
+    @property
+    def is_between_lines(self) -> bool:
+        """Whether no line is unfinished."""
+        return not self._unfinished
+
     def feed(self, line: LogLine) -> Iterator[LogRecord]:
         """The records that this piece completes."""
         if (

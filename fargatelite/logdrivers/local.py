@@ -86,6 +86,42 @@ class LogTail:
         """How much of all that was ever written is behind this reader, missed bytes included."""
         return self._place
 
+    @property
+    def parsed_place(self) -> int:
+        """Where the first record begins that has not been returned."""
+        return self._place - len(self._rest)
+
+    def go_to(self, place: int) -> None:
+        """Goes on where an earlier reader was; before the first read. A place beyond all that was
+        written is the end."""
+        current = self._open(self._path)  # first, as in _open_next
+        try:
+            begin = 0
+            for at, name in self._rotated():
+                fd = self._open(self._path.with_name(name))
+                size = os.fstat(fd).st_size if fd >= 0 else 0
+                if at < place < at + size:
+                    self._begin_within(fd, place, at)
+                    return
+                if fd >= 0:
+                    os.close(fd)
+                if at >= place:
+                    self._place = place
+                    return
+                begin = at + size
+            self._place = max(begin, place)
+            if current >= 0 and place > begin:
+                place = min(place, begin + os.fstat(current).st_size)
+                self._begin_within(current, place, begin, is_current=True)
+                current = -1
+        finally:
+            if current >= 0:
+                os.close(current)
+
+    def _begin_within(self, fd: int, place: int, begin: int, *, is_current: bool = False) -> None:
+        os.lseek(fd, place - begin, os.SEEK_SET)
+        self._fd, self._is_current, self._place = fd, is_current, place
+
     def read(self) -> Iterator[LogLine]:
         """All records that are there."""
         while (lines := self.read_some()) is not None:

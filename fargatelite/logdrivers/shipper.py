@@ -8,6 +8,10 @@ and so the container's writes wait. A container has one request on its way at a 
 order holds; a request that fails is made again, with back-off, as long as the task lives and for a
 bounded time after.
 
+How far a log has been sent is told as a place in it, for whoever takes the task over when this
+process is killed: every message of what lies before that place has come back from the endpoint, or
+been counted as dropped. What lies behind may have arrived too, and is sent again.
+
 Nothing is dropped silently: each container's `Dropped` says what, and why.
 """
 
@@ -34,12 +38,15 @@ from fargatelite.logdrivers.local import LogTail
 if TYPE_CHECKING:
     from inotify_simple import INotify
 
-__all__ = ["Dropped", "Shipment", "Shipper", "get_shipper"]
+__all__ = ["END", "Dropped", "Shipment", "Shipper", "get_shipper"]
 
 logger = logging.getLogger(__name__)
 
 HOLD_BYTES = 256 * 1024
 """Of a log unread at which a blocking container's writes wait (plan operation log_hold)."""
+
+END = -1
+"""Of a log as it is: what was written before is not sent."""
 
 _SENDERS = 8  # threads; each is busy for as long as one request takes
 _READ_BYTES = 2**20  # of one log before the others have their turn
@@ -47,6 +54,7 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 0.1, 10.0
 _TELL_S = 0.05  # until a shim that was behind is told again
 _FAULT_S = 10.0
 _REPORT_S = 10.0  # between two reports of what a container has lost
+_TELL_SENT_S = 1.0  # between two tellings of how far a log has been sent
 _NEVER = float("inf")
 
 
@@ -67,6 +75,48 @@ class Dropped(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.records or self.unread_bytes)
 
 
+class _SentPlace:
+    """How far a log has been sent. Messages are settled in the order in which they were kept."""
+
+    def __init__(self, place: int, tell: Callable[[int], None] | None) -> None:
+        self.kept = 0
+        """Messages that have been put into the queue."""
+        self.due_at = _NEVER
+        self._tell = tell
+        self._settled = 0
+        self._marks: deque[tuple[int, int]] = deque()  # (kept, place), both growing
+        self._place = self._told = place
+        self._tell_at = 0.0
+
+    def mark(self, place: int) -> None:
+        """The messages that were kept so far are those of all that lies before `place`."""
+        if self._marks and self._marks[-1][0] == self.kept:
+            self._marks.pop()
+        self._marks.append((self.kept, place))
+        self.settle(0)
+
+    def settle(self, count: int) -> None:
+        """The next `count` messages have been sent, or are given up."""
+        self._settled += count
+        while self._marks and self._marks[0][0] <= self._settled:
+            self._place = max(self._place, self._marks.popleft()[1])
+
+    def tell(self, label: str, now: float) -> None:
+        """Tells what is new, now and then; sets `due_at`."""
+        self.due_at = _NEVER
+        if self._tell is None or self._place == self._told:
+            return
+        if now < self._tell_at:
+            self.due_at = self._tell_at
+            return
+        self._tell_at = now + _TELL_SENT_S
+        self._told = self._place
+        try:
+            self._tell(self._place)
+        except OSError as error:
+            logger.warning("%s: how far its log was sent: %s", label, error)
+
+
 class Shipment:
     """One container's log on its way. `done` is set when nothing more will be sent.
 
@@ -81,10 +131,13 @@ class Shipment:
         *,
         on_dropped: Callable[[Dropped], None],
         tell_read: Callable[[int], None] | None,
-        from_end: bool = False,
+        tell_sent: Callable[[int], None] | None = None,
+        begin_at: int = 0,
     ) -> None:
         """`label` names the container in log messages; `tell_read(count)`, for a driver that
-        blocks, tells the shim how many bytes were read, and raises OSError."""
+        blocks, tells the shim how many bytes were read, and raises OSError. `tell_sent(place)` is
+        told how far the log has been sent, and raises OSError; `begin_at` is such a place, or
+        END."""
         self.label = label
         self.path = path
         self.driver = driver
@@ -92,13 +145,17 @@ class Shipment:
         self.done = threading.Event()
         self.due_at = 0.0
         self._tail = LogTail(label, path)
-        if from_end:
+        if begin_at == END:
             for _ in self._tail.read():
                 pass
+        elif begin_at:
+            self._tail.go_to(begin_at)
+        self._sent = _SentPlace(self._tail.parsed_place, tell_sent)
         self._lines = LineAssembler()
         self._on_dropped = on_dropped
         self._tell_read = tell_read
-        self._told = 0
+        # A shim that was told of more than is behind this reader takes no harm.
+        self._told = 0 if begin_at == END else self._tail.place
         self._queue: deque[Message] = deque()
         self._queue_bytes = 0
         self._sending: list[Message] = []
@@ -135,6 +192,7 @@ class Shipment:
             self._attempt = min(self._attempt + 1, 16)
             return
         self._queue_bytes -= sum(len(message.body) for message in messages)
+        self._sent.settle(len(messages))
         self._attempt, self._retry_at, self._failure = 0, 0.0, ""
         if failure is not None:
             self._drop(messages, str(failure))
@@ -149,6 +207,7 @@ class Shipment:
         if self._flush_at <= now or (self._is_read and self._flush_at != _NEVER):
             self._flush_at = _NEVER
             self._keep(self.driver.flush(), now)
+            self._mark_sent(self._tail.parsed_place)
         send_at = self._send_at()
         if not self._sending and self._queue and send_at <= now:
             count = self.driver.cut(self._queue)
@@ -163,6 +222,7 @@ class Shipment:
             self._is_reported = True
             self._report_at = now + _REPORT_S
             self._on_dropped(self.dropped)
+        self._sent.tell(self.label, now)
         self.due_at = self._next(now, has_more)
         if is_over:
             self._tail.close()
@@ -180,7 +240,7 @@ class Shipment:
         self._queue.clear()
 
     def _next(self, now: float, has_more: bool) -> float:
-        due = [self._flush_at, self._deadline or _NEVER]
+        due = [self._flush_at, self._deadline or _NEVER, self._sent.due_at]
         if has_more:
             due.append(now)
         if self._queue and not self._sending:
@@ -205,7 +265,8 @@ class Shipment:
             if buffer.is_blocking and self._queue_bytes >= buffer.max_bytes:
                 self._tell()
                 return False  # again when a request has come back
-            missed = self._tail.missed_bytes
+            missed, first = self._tail.missed_bytes, self._tail.parsed_place
+            was_between, kept = self._lines.is_between_lines, self._sent.kept
             lines = self._tail.read_some()
             if self._tail.missed_bytes > missed:
                 self._count(0, 0, self._tail.missed_bytes - missed, "rotated away before it was "
@@ -218,8 +279,18 @@ class Shipment:
                 return False
             for line in lines:
                 self._take(self._lines.feed(line), now)
+            if self._flush_at == _NEVER:
+                self._mark_sent(self._tail.parsed_place)
+            elif was_between and self._sent.kept > kept:
+                # What the driver keeps back began in what was just read: it has given out all that
+                # came before.
+                self._sent.mark(first)
         self._tell()
         return True
+
+    def _mark_sent(self, place: int) -> None:
+        if self._lines.is_between_lines:
+            self._sent.mark(place)
 
     def _take(self, records: Iterable[LogRecord], now: float) -> None:
         for record in records:
@@ -243,6 +314,7 @@ class Shipment:
                 self._linger_until = now + self.driver.request.linger_s
             self._queue.append(message)
             self._queue_bytes += size
+            self._sent.kept += 1
 
     def _tell(self) -> None:
         if self._tell_read is None or self._tail.place == self._told:

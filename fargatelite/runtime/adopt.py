@@ -6,8 +6,8 @@ from the state and what was found it tells which events the machine has missed a
 were decided on and never carried out. Whoever adopts holds the run directory's lock, so nobody else
 does.
 
-What an unsupervised gap costs: health checks of that time, log records that a driver had not sent
-yet (they are in the local log), and memory samples (the ledger marks the gap; CPU is a counter).
+What an unsupervised gap costs: health checks of that time and memory samples (the ledger marks the
+gap; CPU is a counter). Log records that a driver had not sent yet are sent by the next.
 """
 
 from __future__ import annotations

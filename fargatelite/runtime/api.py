@@ -48,6 +48,7 @@ def run_task(
     address: str | None = None,
     network_configuration: Mapping[str, Any] | None = None,
     strict_isolation: bool = False,
+    wait_for_capacity_s: float | None = None,
     trace: bool = False,
     detach: Literal[False] = False,
     settings: Settings | None = None,
@@ -70,6 +71,7 @@ def run_task(
     address: str | None = None,
     network_configuration: Mapping[str, Any] | None = None,
     strict_isolation: bool = False,
+    wait_for_capacity_s: float | None = None,
     trace: bool = False,
     detach: Literal[True],
     settings: Settings | None = None,
@@ -93,6 +95,7 @@ def run_task(
     address: str | None = None,
     network_configuration: Mapping[str, Any] | None = None,
     strict_isolation: bool = False,
+    wait_for_capacity_s: float | None = None,
     trace: bool = False,
     detach: bool = False,
     settings: Settings | None = None,
@@ -116,6 +119,9 @@ def run_task(
         network_configuration: as RunTask's; `awsvpcConfiguration.securityGroups` has names or
             ids of the configuration's groups.
         strict_isolation: as the setting: refuse to run where a defence is weaker.
+        wait_for_capacity_s: where the host's capacity is taken, how long the launch waits in line,
+            PROVISIONING, before it ends as one that failed to start; by default the setting
+            capacity.wait_s, which is 0: it is refused at once.
         trace: record the time of each plan operation.
         detach: the task outlives this process: the run root's own supervisor, started when first
             needed, has it. Not with `on_event` and `stdout`; `fargatelite.find_task` finds it.
@@ -123,7 +129,8 @@ def run_task(
 
     Raises:
         InvalidTaskDefinition: with all problems at once.
-        ConfigurationInvalid, SecurityGroupNotFound, HostUnsupported: nothing has happened then.
+        ConfigurationInvalid, SecurityGroupNotFound, HostUnsupported, CapacityExceeded: nothing has
+            happened then.
     """
     timeline = Timeline()
     settings = settings or load_settings()
@@ -133,7 +140,7 @@ def run_task(
             group=group, enable_execute_command=enable_execute_command, pull=pull,
             publish=publish, launch_type=launch_type, allow_privileged=allow_privileged,
             address=address, network_configuration=network_configuration, trace=trace,
-            strict_isolation=strict_isolation,
+            strict_isolation=strict_isolation, wait_for_capacity_s=wait_for_capacity_s,
         )  # fmt: skip
     if detach:
         if on_event is not None or stdout is not None:

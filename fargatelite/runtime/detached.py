@@ -53,10 +53,11 @@ from fargatelite.settings import Settings
 
 __all__ = ["ensure_supervised", "start_detached"]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2  # 2: settings and requests tell how long a launch waits for capacity
 LINGER_S = 2.0
 """How long it stays without a task: the next `run --detach` of a script finds it there."""
 
+_NO_REQUEST = "a request that is none"
 _ATTEMPTS = 10  # of a caller that meets supervisors which are about to end
 _ANSWER_S = 30.0
 _LOCK_WAIT_S, _LOCK_LOOK_S = 20.0, 0.05
@@ -70,6 +71,12 @@ class _Order(msgspec.Struct, frozen=True, kw_only=True):
     version: int = PROTOCOL_VERSION
     settings: Settings
     request: TaskRequest | None = None
+
+
+class _Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What every version's order has."""
+
+    version: int
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,11 +159,21 @@ def _order(settings: Settings, request: TaskRequest | None) -> None:
         if answer is None:
             continue
         if answer.error is not None:
-            raise FargateliteError(answer.error)
+            raise FargateliteError(answer.error + _advice_on(answer.error))
         return
     raise ConfigurationInvalid(
         f"no supervisor answers at {path}; see supervisor.log beside it", path=path
     )
+
+
+def _advice_on(error: str) -> str:
+    """What to do about a supervisor of another version; version 1 knew no other."""
+    if error.startswith(_NO_REQUEST) or " speaks version " in error:
+        return (
+            "; it is of another version of fargatelite: it ends with its last task, or kill it "
+            "(SIGKILL), and the next command has its tasks adopted by this version"
+        )
+    return ""
 
 
 def start_detached(settings: Settings, request: TaskRequest) -> TaskRecord:
@@ -233,14 +250,15 @@ class _Service:
 
     def _start(self, message: bytes) -> _Answer:
         try:
+            version = msgspec.json.decode(message, type=_Head).version
+            if version != PROTOCOL_VERSION:
+                raise StateCorrupt(
+                    f"the supervisor of {self._run_root} speaks version {PROTOCOL_VERSION}, the "
+                    f"request has {version}"
+                )
             order = msgspec.json.decode(message, type=_Order)
         except msgspec.MsgspecError as error:
-            raise StateCorrupt(f"a request that is none: {error}") from error
-        if order.version != PROTOCOL_VERSION:
-            raise StateCorrupt(
-                f"the supervisor of {self._run_root} speaks version {PROTOCOL_VERSION}, the "
-                f"request has {order.version}: it ends with its last task, then the new one starts"
-            )
+            raise StateCorrupt(f"{_NO_REQUEST}: {error}") from error
         if order.request is None:
             return self._adopt(order.settings)
         request = order.request

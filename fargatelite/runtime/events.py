@@ -19,6 +19,7 @@ __all__ = [
     "PullEvent",
     "StateChange",
     "TaskEvent",
+    "WaitingEvent",
     "append_events",
     "decode_event",
     "events_path",
@@ -87,7 +88,17 @@ class LogsDroppedEvent(
     reason: str
 
 
-Event = TaskEvent | ContainerEvent | PullEvent | StateChange | LogsDroppedEvent
+class WaitingEvent(msgspec.Struct, frozen=True, kw_only=True, rename="camel", tag="waiting"):
+    """The launch waits for capacity: what it lacks, in ECS' word (RESOURCE:CPU, RESOURCE:MEMORY),
+    and how many wait ahead of it."""
+
+    task_id: str
+    at_ns: int
+    reason: str
+    ahead: int
+
+
+Event = TaskEvent | ContainerEvent | PullEvent | StateChange | LogsDroppedEvent | WaitingEvent
 
 
 def events_path(records: Path, task_id: str) -> Path:

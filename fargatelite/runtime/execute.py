@@ -32,6 +32,7 @@ from fargatelite.runtime.events import (
     PullEvent,
     StateChange,
     TaskEvent,
+    WaitingEvent,
     append_events,
 )
 from fargatelite.runtime.guest import GUEST_NUMBER
@@ -48,6 +49,7 @@ from fargatelite.runtime.trace import Timeline, read_op_trace
 from fargatelite.runtime.transitions import step, will_restart
 from fargatelite.runtime.upkeep import collect_if_due, is_due
 from fargatelite.runtime.usage import add_ended_io
+from fargatelite.runtime.waiting import get_line
 from fargatelite.runtime.work import SHIM_GONE, TaskWork
 from fargatelite.sandbox.compile import compile_guest_check, compile_health_check
 from fargatelite.sandbox.plan import Plan, decode_plan, encode_plan
@@ -63,6 +65,7 @@ from fargatelite.taskdef.fields import TaskDefinition
 if TYPE_CHECKING:
     from fargatelite.images.image import PullProgress
     from fargatelite.meter.sampler import Sampler
+    from fargatelite.runtime.capacity import Ticket
     from fargatelite.runtime.request import TaskRequest
 
 __all__ = ["SupervisedTask"]
@@ -70,6 +73,8 @@ __all__ = ["SupervisedTask"]
 logger = logging.getLogger(__name__)
 
 _WORK_DEADLINE_S = 60.0  # no step of a launch blocks longer; a pull is cancelled
+
+_TOLD_WAIT_US = 1000  # what `run` shows among the phases of a launch
 
 HEALTH_CHECK_NUMBER = 1000  # process numbers in the shim: containers from 0, checks from here
 
@@ -90,6 +95,7 @@ class SupervisedTask:
         on_event: Callable[[Event], None] | None,
         on_finished: Callable[[], None] | None = None,
         sandbox: launch.Launched | None = None,
+        ticket: Ticket | None = None,
     ) -> None:
         self.supervisor = supervisor
         self.settings = supervisor.settings
@@ -100,6 +106,9 @@ class SupervisedTask:
         self.timeline = timeline
         self.op_traces: dict[str, list[tuple[str, int]]] = {}
         self._request = request
+        self._ticket = ticket
+        self._line = get_line(supervisor)
+        self._entered_us = 0
         self._sampler = sampler
         self._on_event = on_event
         self._on_finished = on_finished
@@ -270,6 +279,15 @@ class SupervisedTask:
             self._finish()
         with self.changed:
             self.changed.notify_all()
+        self._leave_line(before)
+
+    def _leave_line(self, before: machine.TaskState) -> None:
+        """Others begin once this launch is prepared; it does not when it is stopped before."""
+        steps = ("provision", "pull")
+        is_prepared = before.pending in steps and self.state.pending not in steps
+        is_stopped = before.desired_status != self.state.desired_status
+        if (is_prepared or is_stopped) and self._line.leave(self):
+            self.not_admitted("the task was stopped before its turn")
 
     def _publish_changes(
         self, before: machine.TaskState, after: machine.TaskState, at_ns: int
@@ -315,7 +333,8 @@ class SupervisedTask:
     def _carry_out(self, action: machine.Action) -> None:
         match action:
             case machine.Provision():
-                self._submit(self._provision)
+                self._entered_us = self.timeline.now_us()
+                self._line.enter(self, self._ticket, self._request.wait_for_capacity_s)
             case machine.PullImages():
                 self._submit(self._work.pull)
             case machine.StartContainer(name=name):
@@ -380,6 +399,22 @@ class SupervisedTask:
                 logger.warning("task %s: process %d: %s", self.run.task_id, process, error)
 
     # ---- provisioning ----
+
+    def begin_preparing(self) -> None:
+        """It is the task's turn (runtime.waiting)."""
+        waited_us = self.timeline.now_us() - self._entered_us
+        if waited_us >= _TOLD_WAIT_US:
+            self.timeline.add("wait for its turn", self._entered_us, waited_us)
+        self._submit(self._provision)
+
+    def waits(self, reason: str, ahead: int) -> None:
+        """It waits for capacity."""
+        task_id = str(self.run.task_id)
+        self._emit(WaitingEvent(task_id=task_id, at_ns=time.time_ns(), reason=reason, ahead=ahead))
+
+    def not_admitted(self, reason: str) -> None:
+        """It is not to begin, and nothing has been made of it."""
+        self._feed(machine.ProvisionFailed(at_ns=time.time_ns(), reason=reason))
 
     def _provision(self) -> None:
         try:
@@ -634,6 +669,7 @@ class SupervisedTask:
         for cancel in self._timers.values():
             cancel()
         self._timers.clear()
+        self._line.leave(self)
         if self._requests_watch is not None:
             self.supervisor.unwatch_directory(self._requests_watch)
             self._requests_watch = None

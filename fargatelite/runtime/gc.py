@@ -26,6 +26,7 @@ from fargatelite.names import TaskId
 from fargatelite.rundir import RunDirectory
 from fargatelite.runtime import launch, record
 from fargatelite.runtime import task as machine
+from fargatelite.runtime.capacity import remove_lost_tickets
 from fargatelite.runtime.close import end_lost
 from fargatelite.runtime.images import open_mounted, open_store
 from fargatelite.runtime.trace import Timeline
@@ -148,12 +149,13 @@ class _Collection:
                 shutil.rmtree(directory)
 
     def remove_left_aside(self) -> None:
-        """Slots and templates of file systems that a killed process was writing."""
+        """Slots and templates of file systems that a killed process was writing; its tickets."""
         from fargatelite.network.pool import SlotPool
 
         if self._dry_run:
             return
         SlotPool(Path(self.settings.run_root)).remove_left_aside()
+        remove_lost_tickets(self.settings)
         before_s = time.time() - _LEFT_ASIDE_S
         with contextlib.suppress(FileNotFoundError):
             for path in self.settings.cache.iterdir():

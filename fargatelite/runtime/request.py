@@ -27,7 +27,7 @@ from fargatelite.runtime.record import decode_record
 from fargatelite.runtime.supervise import get_supervisor
 from fargatelite.runtime.trace import Timeline
 from fargatelite.security_groups import SecurityGroup
-from fargatelite.settings import Settings
+from fargatelite.settings import MAX_WAIT_S, Settings
 from fargatelite.taskdef.fields import TaskDefinition
 from fargatelite.taskdef.launch_type import LaunchType, policy_for
 from fargatelite.taskdef.load import load_definition, load_recorded, to_wire
@@ -61,6 +61,7 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True):
     address: str | None = None
     groups: tuple[SecurityGroup, ...] = ()
     trace: bool = False
+    wait_for_capacity_s: float = 0
 
 
 def parse_publication(text: str) -> PortPublication:
@@ -123,6 +124,7 @@ def prepare_request(
     network_configuration: Mapping[str, Any] | None,
     trace: bool,
     strict_isolation: bool = False,
+    wait_for_capacity_s: float | None = None,
 ) -> TaskRequest:
     """Checks all that can be checked before anything is made; arguments as `run_task`'s.
 
@@ -146,6 +148,11 @@ def prepare_request(
             "configuration file to ask for one"
         )
     network = parse_network_configuration(settings, loaded, network_configuration)
+    wait_s = settings.capacity.wait_s if wait_for_capacity_s is None else wait_for_capacity_s
+    if not 0 <= wait_s <= MAX_WAIT_S:
+        raise ConfigurationInvalid(
+            f"wait_for_capacity_s is {wait_s}: expected 0 to {MAX_WAIT_S} seconds"
+        )
     return TaskRequest(
         task_id=names.new_task_id(),
         definition=to_wire(loaded),
@@ -170,6 +177,7 @@ def prepare_request(
         address=address,
         groups=network.groups,
         trace=trace,
+        wait_for_capacity_s=wait_s,
     )
 
 
@@ -234,17 +242,22 @@ def start_task(
 
     Unless somebody knows the request's task id already, a prepared sandbox gives it its own.
 
-    Raises: ConfigurationInvalid, HostUnsupported, CapacityExceeded: nothing has happened then.
+    Raises: ConfigurationInvalid, HostUnsupported, CapacityExceeded: nothing has happened then. A
+    task that may wait for capacity and waits in vain ends as one that failed to start.
     """
     from fargatelite.runtime.usage import get_sampler
 
     definition = load_recorded(request.definition)
     supervisor = get_supervisor(settings)
     sampler = get_sampler(settings)
-    sandbox = None
+    sandbox = ticket = None
     try:
-        with timeline.phase("run directory"), admitted(settings, definition) as size:
-            if settings.prepared_sandboxes and not has_known_id:
+        with (
+            timeline.phase("run directory"),
+            admitted(settings, definition, request.wait_for_capacity_s) as room,
+        ):
+            has_room = room is None or not room.must_wait
+            if settings.prepared_sandboxes and not has_known_id and has_room:
                 sandbox = get_pool(supervisor).take(definition, request.address)
             if sandbox is not None:
                 request = msgspec.structs.replace(request, task_id=sandbox.run.task_id)
@@ -253,8 +266,8 @@ def start_task(
             # Before all else of the task: `gc` takes what has none for lost.
             run = sandbox.run if sandbox else RunDirectory.create(settings.runs, task_id)
             (settings.records / task_id).mkdir(mode=0o700, parents=True, exist_ok=True)
-            if size is not None:
-                run.write_size(*size)
+            if room is not None:
+                ticket = room.take(run)
         supervised = SupervisedTask(
             supervisor,
             run,
@@ -266,8 +279,11 @@ def start_task(
             on_event=on_event,
             on_finished=on_finished,
             sandbox=sandbox.launched if sandbox else None,
+            ticket=ticket,
         )
     except BaseException:
+        if ticket is not None:
+            ticket.give_back()
         if sandbox is not None:
             get_pool(supervisor).give_back(sandbox)
         raise

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from fargatelite import names
+from fargatelite.errors import StateCorrupt
 from fargatelite.rundir import RunDirectory
 from fargatelite.runtime.describe import TaskFacts
 from fargatelite.runtime.events import LogsDroppedEvent
@@ -79,8 +80,9 @@ class TaskLogs:
             (c for c in definition.containers if c.firelens_configuration is not None), None
         )
 
-    def open(self, secret_options: SecretOptions) -> None:
-        """Makes the drivers, and what their endpoints need before a container starts.
+    def open(self, secret_options: SecretOptions, *, is_new: bool = True) -> None:
+        """Makes the drivers, and what their endpoints need before a container starts. Not `is_new`:
+        another supervisor has done the latter, and an endpoint that is away now ends no task.
 
         `secret_options(container)`: the values of its `secretOptions` by option.
         Raises: LogDriverFailed, which is the task's stoppedReason.
@@ -101,7 +103,8 @@ class TaskLogs:
                 execution_role_arn=self._execution_role(),
             )
             if driver is not None:
-                driver.open()
+                if is_new:
+                    driver.open()
                 self._drivers[container.name] = driver
 
     def _execution_role(self) -> str | None:
@@ -140,24 +143,44 @@ class TaskLogs:
         )
         return _with_environment(replace(spec, directories=directories), self._router_secrets())
 
-    def start(self, name: str, shim: Shim, number: int, *, from_end: bool = False) -> None:
-        """Follows the log of a container that is about to start, if a driver wants it; `from_end`:
-        of one that runs, from what it writes from now on."""
+    def start(self, name: str, shim: Shim, number: int) -> None:
+        """Follows the log of a container that is about to start, if a driver wants it."""
+        if name in self._drivers:
+            self._run.write_sent(name, 0)
+            self._follow(name, shim, number, 0)
+
+    def resume(self, name: str, shim: Shim | None, number: int, *, is_live: bool) -> None:
+        """Goes on with the log of a container that another supervisor started, where that one was:
+        what it may not have sent is sent. `shim` None: it is gone."""
+        from fargatelite.logdrivers.shipper import END
+
+        if name not in self._drivers:
+            return
+        try:
+            place = self._run.read_sent(name)
+        except StateCorrupt as error:
+            logger.error("the log goes on from its end: %s", error)
+            place = None
+        if place is not None:
+            self._follow(name, shim, number, place)
+        elif is_live:  # started by a version that did not write it down
+            self._follow(name, shim, number, END)
+
+    def _follow(self, name: str, shim: Shim | None, number: int, begin_at: int) -> None:
         from fargatelite.logdrivers.local import log_path
         from fargatelite.logdrivers.shipper import Shipment, get_shipper
 
-        driver = self._drivers.get(name)
-        if driver is None:
-            return
+        driver = self._drivers[name]
         shipment = Shipment(
             f"task {self._run.task_id} container {name}",
             log_path(self._settings.records, self._run.task_id, name),
             driver,
             on_dropped=lambda dropped: self._tell_dropped(name, driver, dropped),
             tell_read=(lambda count: shim.tell_log_read(number, count))
-            if driver.buffer.is_blocking
+            if shim is not None and driver.buffer.is_blocking
             else None,
-            from_end=from_end,
+            tell_sent=lambda place: self._run.write_sent(name, place),
+            begin_at=begin_at,
         )
         self._shipments[name] = shipment
         get_shipper().add(shipment)

@@ -155,8 +155,11 @@ class Supervisor:
         """Ends `watch`; before the descriptor is closed."""
         self._selector.unregister(fileobj)  # type: ignore[arg-type]
 
-    def watch_directory(self, path: Path, job: Job, task: Supervised | None = None) -> int:
-        """Calls `job` whenever a file was moved into a directory; returns what ends it.
+    def watch_directory(
+        self, path: Path, job: Job, task: Supervised | None = None, *, mask: int | None = None
+    ) -> int:
+        """Calls `job` whenever a file was moved into a directory, or whatever else of inotify(7)
+        `mask` has happened; returns what ends it.
 
         One inotify instance for all, since a user has only 128 (max_user_instances): it goes with
         its last watch, so that a process may have had many supervisors.
@@ -166,7 +169,9 @@ class Supervisor:
         if self._inotify is None:
             self._inotify = INotify(nonblocking=True)
             self.watch(self._inotify, self._look_into_directories)
-        watch: int = self._inotify.add_watch(os.fspath(path), flags.MOVED_TO)
+        watch: int = self._inotify.add_watch(
+            os.fspath(path), int(flags.MOVED_TO) if mask is None else mask
+        )
         self._directories[watch] = (job, task)
         return watch
 

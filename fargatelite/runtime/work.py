@@ -215,11 +215,13 @@ class TaskWork:
         try:
             shim = Shim.connect(self.run.path)
         except (FileNotFoundError, ConnectionRefusedError):
+            self._resume_ended_logs(recorded.state)
             return Found(exits=exits)
         live = {}
         shim.request_status()
         while not isinstance(event := shim.receive(SHIM_TIMEOUT_S), Ready):
             if event is None:
+                self._resume_ended_logs(recorded.state)
                 return Found(exits=exits)
             if isinstance(event, ProcessStatus):
                 live[event.number] = (event.pid, event.started_at_ns)
@@ -240,18 +242,37 @@ class TaskWork:
         if self.definition.has_own_network:
             launched.open_endpoint()
         self._open_endpoint(launched)
+        if recorded.state.pending == "deprovision":
+            self._resume_ended_logs(recorded.state, shim)
+            return Found(live=live, exits=exits)
         self._take_inputs(recorded.state)
         for item in recorded.state.containers:
             number = self.containers[item.name].number
-            if item.step == ContainerStep.RUNNING and number in live:
+            if item.step in (ContainerStep.STARTING, ContainerStep.RUNNING) and number in live:
                 container = self.definition_of(item.name)
                 self.sampler.add_container(
                     self.run.task_id, item.name,
                     launch.create_group(self.run, container),
                 )  # fmt: skip
-                if self.logs is not None:
-                    self.logs.start(item.name, shim, number, from_end=True)
+            # One that has neither is started anew, and its log followed then.
+            has_run = number in live or number in exits
+            if self.logs is not None and has_run:
+                self.logs.resume(item.name, shim, number, is_live=number in live)
         return Found(live=live, exits=exits)
+
+    def _resume_ended_logs(self, state: machine.TaskState, shim: Shim | None = None) -> None:
+        """What is left of a task whose containers have all ended is sent before it is removed."""
+        if self.logs is None or state.pending in ("provision", "pull"):
+            return
+        try:
+            self._inputs.begin()
+            self._inputs.wait()
+            self.logs.open(self._inputs.secret_options, is_new=False)
+        except FargateliteError as error:
+            logger.error("task %s: what was not sent stays here: %s", self.run.task_id, error)
+            return
+        for name, held in self.containers.items():
+            self.logs.resume(name, shim, held.number, is_live=False)
 
     def _find_images(self, state: machine.TaskState) -> None:
         """What the store still has of the images that containers run."""
@@ -279,7 +300,7 @@ class TaskWork:
             self._inputs.begin()
             self._inputs.wait()
         if self.logs is not None:
-            self.logs.open(self._inputs.secret_options)
+            self.logs.open(self._inputs.secret_options, is_new=False)
 
     def _open_endpoint(self, launched: launch.Launched) -> None:
         if not self.definition.has_own_network:

@@ -16,6 +16,7 @@ import pytest
 
 from fargatelite import RecordedTask, Settings, find_task, run_task
 from fargatelite.runtime import detached
+from fargatelite.runtime.dependencies import ContainerStep
 from fargatelite.runtime.detached import ensure_supervised
 from fargatelite.runtime.remote import is_one_lost
 
@@ -76,6 +77,30 @@ def test_a_running_task_goes_on(roots: Settings, busybox: str) -> None:
     bill = task.bill()
     assert bill.is_final
     assert bill.billed_seconds >= 60
+
+
+def test_a_container_that_had_just_been_started_is_metered(roots: Settings, busybox: str) -> None:
+    """The supervisor was killed before it had heard of the start: so says the recorded state."""
+    burn = "i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done"
+    script = f"while [ ! -e /go ]; do sleep 0.1; done; {burn}; exit 6"
+    task = start(roots, definition(busybox, shell("app", script)))
+    pid = task.state.container("app").pid
+    kill_supervisor(roots)
+    path = roots.runs / task.id / "state.json"
+    recorded = json.loads(path.read_bytes())
+    recorded["state"]["last_status"] = "ACTIVATING"
+    recorded["state"]["started_at_ns"] = None
+    (app,) = recorded["state"]["containers"]
+    app |= {"step": ContainerStep.STARTING, "pid": None, "started_at_ns": None}
+    path.write_bytes(json.dumps(recorded).encode())
+    ensure_supervised(roots)
+    task.until("RUNNING", TIMEOUT_S)
+    assert task.state.container("app").pid == pid
+    Path(f"/proc/{pid}/root/go").touch()
+    assert task.wait(TIMEOUT_S) == 6
+    used = task.bill().containers[0].cpu_seconds
+    assert used is not None
+    assert used > 0.1
 
 
 def test_an_exit_that_nobody_saw_has_its_own_time(roots: Settings, busybox: str) -> None:

@@ -40,6 +40,7 @@ def test_the_sum_of_sizes_stays_within_it(
         with pytest.raises(CapacityExceeded, match=words) as caught:
             run_task(wanted, settings=small)
         assert caught.value.reason == reason
+        assert "stop a task, or wait for one to end" in str(caught.value)
         assert str(caught.value).startswith(f"{reason}: ")
         assert os.listdir(settings.runs) == [first.id]
         assert os.listdir(settings.records) == [first.id]
@@ -102,7 +103,7 @@ def test_the_command_line_says_so(fargatelite: CommandLine, busybox: str, tmp_pa
     said = fargatelite("run", tmp_path / "task.json", environment=environment)
     assert said.returncode == 125
     assert "RESOURCE:MEMORY: the task wants 1024 MiB" in said.stderr
-    assert "stop a task, or wait" in said.stderr
+    assert "ask for less, or raise the bound" in said.stderr
     said = fargatelite("run", "--detach", tmp_path / "task.json", environment=environment)
     assert said.returncode == 125
     assert "RESOURCE:MEMORY: the task wants 1024 MiB" in said.stderr

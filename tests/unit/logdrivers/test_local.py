@@ -129,6 +129,35 @@ def test_between_rename_and_creation_nothing_is_lost(writer: Writer) -> None:
     tail.close()
 
 
+@pytest.mark.parametrize("read", range(10))
+def test_another_reader_goes_on_where_the_first_was(writer: Writer, read: int) -> None:
+    """At the begin, within and at the end of a rotated file, of the current one."""
+    written = [f"line {number}" for number in range(8)]
+    for number, text in enumerate(written):
+        writer.write(text)
+        if number % 3 == 2:
+            writer.rotate()
+    tail = LogTail("app", writer.path)
+    tail.go_to(read * len(record(written[0])))
+    assert texts(tail) == written[read:]
+    assert tail.missed_bytes == 0
+    assert tail.place == tail.parsed_place == 8 * len(record(written[0]))
+    tail.close()
+
+
+def test_a_place_that_was_rotated_away_is_counted(writer: Writer) -> None:
+    writer.write("a", "b", "c")
+    writer.rotate().unlink()
+    writer.write("d")
+    writer.rotate()
+    writer.write("e")
+    tail = LogTail("app", writer.path)
+    tail.go_to(len(record("a")))
+    assert texts(tail) == ["d", "e"]
+    assert tail.missed_bytes == 2 * len(record("b"))
+    tail.close()
+
+
 def test_files_of_other_names_are_left_alone(writer: Writer, tmp_path: Path) -> None:
     writer.write("a")
     for name in ("app.log.1", "app.log.0000000000000000000x", "app.logs", "other.log"):

@@ -111,3 +111,113 @@ def test_a_fault_of_a_driver_ends_only_its_own_log(tmp_path: Path, shipper: Ship
     shipper.add(fine)
     shipper.end([broken, fine], 5)
     assert driver.got == ["a"]
+
+
+class Holding(ListDriver):
+    """Keeps the last record back until the next one, as multi-line patterns do."""
+
+    hold_s = 30.0
+
+    def __init__(self, *failures: Exception) -> None:
+        super().__init__(*failures)
+        self.held: list[Message] = []
+
+    def shape(self, record: LogRecord) -> list[Message]:
+        out, self.held = self.held, [Message(record.at_ns, record.text)]
+        return out
+
+    def flush(self) -> list[Message]:
+        out, self.held = self.held, []
+        return out
+
+
+class Places:
+    """What was told of how far a log is sent."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.changed = threading.Condition()
+
+    def __call__(self, place: int) -> None:
+        with self.changed:
+            self.told.append(place)
+            self.changed.notify_all()
+
+    def wait_for(self, place: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: place in self.told, 10), self.told
+
+
+def followed(path: Path, driver: ListDriver, places: Places, begin_at: int = 0) -> Shipment:
+    return Shipment(
+        "app", path, driver, on_dropped=[].append, tell_read=None, tell_sent=places,
+        begin_at=begin_at,
+    )  # fmt: skip
+
+
+def test_how_far_a_log_is_sent_is_told_and_gone_on_from(tmp_path: Path, shipper: Shipper) -> None:
+    path = tmp_path / "app.log"
+    write(path, *map(str, range(95)))
+    size = path.stat().st_size
+    places = Places()
+    first = followed(path, ListDriver(), places)
+    shipper.add(first)
+    places.wait_for(size)
+    shipper.end([first], 5)
+    write(path, "more")
+    driver = ListDriver()
+    second = followed(path, driver, Places(), size)
+    shipper.add(second)
+    shipper.end([second], 5)
+    assert driver.got == ["more"]
+
+
+def test_what_did_not_come_back_is_not_sent(tmp_path: Path, shipper: Shipper) -> None:
+    """Two reads, and the endpoint goes away for the second: it is behind the place."""
+    path = tmp_path / "app.log"
+    write(path, "a")
+    size = path.stat().st_size
+    driver, places = ListDriver(), Places()
+    shipment = followed(path, driver, places)
+    shipper.add(shipment)
+    places.wait_for(size)
+    driver._failures = [LogEndpointUnavailable("away")] * 1000
+    write(path, "b")
+    shipper.end([shipment], 1.5)
+    assert places.told == [size]
+    assert shipment.dropped.records == 1
+
+
+def test_half_a_line_is_not_sent(tmp_path: Path, shipper: Shipper) -> None:
+    path = tmp_path / "app.log"
+    write(path, "whole")
+    size = path.stat().st_size
+    with open(path, "a") as file:
+        file.write("2026-11-24T11:50:40.123456789Z stdout P ha\n")
+    with open(path, "a") as file:
+        file.write("2026-11-24T11:50:40.123456789Z stderr F beside\n")
+    places = Places()
+    driver = ListDriver()
+    shipment = followed(path, driver, places)
+    shipper.add(shipment)
+    write(path, "lf")
+    places.wait_for(path.stat().st_size)
+    assert all(place in (size, path.stat().st_size) for place in places.told)
+    assert sorted(driver.got) == ["beside", "half", "whole"]
+    shipper.end([shipment], 5)
+
+
+def test_what_a_driver_keeps_back_is_not_sent(tmp_path: Path, shipper: Shipper) -> None:
+    path = tmp_path / "app.log"
+    write(path, "a")
+    driver, places = Holding(), Places()
+    shipment = followed(path, driver, places)
+    shipper.add(shipment)
+    sizes = [path.stat().st_size]
+    for text in "bc":
+        write(path, text)
+        sizes.append(path.stat().st_size)
+        places.wait_for(sizes[-2])
+        assert sizes[-1] not in places.told
+    shipper.end([shipment], 5)
+    assert driver.got == ["a", "b", "c"]
