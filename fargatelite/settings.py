@@ -37,6 +37,9 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     cpu_units = 8192
     memory_mib = 16384
 
+    [block_io]                           # of each task, on the disk below the data root
+    write_bytes_per_s = 104857600        # or read_; also read_, write_operations_per_s
+
     [retention]                          # what gc keeps, and how often it happens by itself
     record_days = 7
     every_minutes = 60
@@ -69,6 +72,7 @@ from fargatelite.security_groups import GroupDefinition, define_groups
 __all__ = [
     "DEFAULT_CONFIG",
     "BeyondFargate",
+    "BlockIo",
     "CredentialSettings",
     "EfsAccessPoint",
     "EfsFileSystem",
@@ -150,6 +154,20 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     memory_mib: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
+_BytesPerSecond = Annotated[int, msgspec.Meta(ge=65536, le=2**62)]
+_OperationsPerSecond = Annotated[int, msgspec.Meta(ge=10, le=2**31)]
+
+
+class BlockIo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What each task may read from and write to the disk below the data root in a second; None: no
+    bound. Below the least values a task could not even start in time."""
+
+    read_bytes_per_s: _BytesPerSecond | None = None
+    write_bytes_per_s: _BytesPerSecond | None = None
+    read_operations_per_s: _OperationsPerSecond | None = None
+    write_operations_per_s: _OperationsPerSecond | None = None
+
+
 class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long `gc` keeps what no task needs any more, and how often it happens by itself, after a
     task's end. 0: for ever, without bound, never."""
@@ -188,6 +206,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     allow_privileged: bool = False
     beyond_fargate: BeyondFargate = BeyondFargate()
     capacity: Capacity = Capacity()
+    block_io: BlockIo = BlockIo()
     retention: Retention = Retention()
     efs: tuple[EfsFileSystem, ...] = ()
     assume_roles: bool = False

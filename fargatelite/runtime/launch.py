@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fargatelite import names
-from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits
+from fargatelite.cgroups.cgroup import BlockIoLimits, Cgroup, CgroupLimits
 from fargatelite.cgroups.detect import detect_driver
+from fargatelite.cgroups.disks import find_disk
 from fargatelite.errors import FargateliteError, HostUnsupported, SandboxFailed
 from fargatelite.host import Host, can_run_programs_of
 from fargatelite.network.slot import PortPublication, Slot
@@ -40,7 +41,7 @@ from fargatelite.sandbox.plan import encode_plan
 from fargatelite.sandbox.rootfs import SHM_BYTES, Directories
 from fargatelite.sandbox.seccomp import load_program
 from fargatelite.security_groups import SecurityGroup
-from fargatelite.settings import Settings
+from fargatelite.settings import BlockIo, Settings
 from fargatelite.shim import ProcessStarted, Ready, Shim
 from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
 
@@ -120,9 +121,13 @@ class Launched:
         self.shim.abort()
 
 
-def task_limits(definition: TaskDefinition, *, has_burst: bool = False) -> CgroupLimits:
+def task_limits(definition: TaskDefinition, settings: Settings) -> CgroupLimits:
     """Fargate's hard caps of a task (contract 4.3); on EC2 a size that is not given is no cap.
-    With `has_burst` CPU is a share among tasks and no cap."""
+    With `cpu_burst` CPU is a share among tasks and no cap.
+
+    Raises: HostUnsupported when block I/O is to be bounded on a data root without a disk.
+    """
+    has_burst = settings.beyond_fargate.cpu_burst
     cpu_units = definition.cpu_units or sum(item.cpu_units for item in definition.containers)
     is_capped = definition.cpu_units > 0 and not has_burst
     return CgroupLimits(
@@ -136,7 +141,21 @@ def task_limits(definition: TaskDefinition, *, has_burst: bool = False) -> Cgrou
         memory_bytes=definition.memory_mib * 2**20 if definition.memory_mib else None,
         memory_soft_bytes=None,
         pids_max=PIDS_PER_TASK,
+        block_io=_block_io_limits(settings),
         more_devices=task_rules(definition),
+    )
+
+
+def _block_io_limits(settings: Settings) -> BlockIoLimits | None:
+    bounds = settings.block_io
+    if bounds == BlockIo():
+        return None
+    return BlockIoLimits(
+        disk=find_disk(Path(settings.data_root)),
+        read_bytes_per_s=bounds.read_bytes_per_s,
+        write_bytes_per_s=bounds.write_bytes_per_s,
+        read_operations_per_s=bounds.read_operations_per_s,
+        write_operations_per_s=bounds.write_operations_per_s,
     )
 
 
@@ -172,7 +191,6 @@ def provision(
     `sandbox` has the first five already (`make_sandbox`), and belongs to this function from now on.
     Raises: FargateliteError; what was made is found again by `remove_task`.
     """
-    limits = task_limits(definition, has_burst=settings.beyond_fargate.cpu_burst)
 
     def fit(made: Launched) -> None:
         _fit_sandbox(settings, run, definition, made, timeline)
@@ -180,6 +198,7 @@ def provision(
 
     try:
         check_platform(definition)
+        limits = task_limits(definition, settings)
         (settings.records / run.task_id / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
         settings.ledgers.mkdir(mode=0o700, exist_ok=True)
         if sandbox is None:
