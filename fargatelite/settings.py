@@ -20,6 +20,7 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     meter_slow_every_s = 20              # pace of memory.stat, block I/O, network; 0: never
     meter_sync_every_s = 30              # what of a ledger a power cut may take; 0: the kernel's
     meter_raw_days = 7                   # samples are kept, then their sums by minute and hour
+    apparmor = "off"                     # or auto, required: a profile for tasks
     allow_privileged = false             # whether EC2's `privileged` containers may run
     strict_isolation = false             # true: run no task where a defence is weaker
     accepted_weaknesses = []             # ... but for these, as `check --security` names them
@@ -203,6 +204,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     meter_raw_days: Annotated[int, msgspec.Meta(ge=0)] = 7
     price_book: str | None = None
     """A price book of the user's own; see billing/prices.py."""
+    apparmor: Literal["off", "auto", "required"] = "off"
+    """Whether containers get an AppArmor profile: `auto` where this host can load it."""
     allow_privileged: bool = False
     beyond_fargate: BeyondFargate = BeyondFargate()
     capacity: Capacity = Capacity()

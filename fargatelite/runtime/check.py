@@ -20,6 +20,7 @@ import msgspec
 
 from fargatelite.errors import FargateliteError, HostUnsupported
 from fargatelite.host import CAP_SYS_RESOURCE, read_capabilities
+from fargatelite.runtime.apparmor import is_enabled, load_profile
 from fargatelite.settings import Settings
 
 __all__ = ["CheckResult", "run_checks"]
@@ -128,6 +129,23 @@ def _check_seccomp(settings: Settings) -> CheckResult:
         "seccomp", ok, f"{len(program) // 8} instructions",
         "use a kernel with CONFIG_SECCOMP_FILTER",
     )  # fmt: skip
+
+
+def _check_apparmor(settings: Settings) -> CheckResult:
+    if not is_enabled():
+        ok, detail = settings.apparmor != "required", "not enabled in this kernel, and not used"
+        remedy = 'boot with apparmor=1 security=apparmor, or set apparmor = "auto"'
+        return _result("AppArmor", ok, detail, remedy)
+    if settings.apparmor == "off":
+        return _result("AppArmor", True, "not used: see `apparmor` of the configuration", "")
+    try:
+        return _result("AppArmor", True, f"profile {load_profile()}", "")
+    except HostUnsupported as error:
+        return _result(
+            "AppArmor", False, "enabled, but the profile of tasks is not loaded", str(error),
+            *((MISSING,) if settings.apparmor == "required" else
+              (DEGRADED, "tasks run without a profile: one defence less behind masks and filter")),
+        )  # fmt: skip
 
 
 def _check_roots(settings: Settings) -> CheckResult:
@@ -370,6 +388,7 @@ _LOOKS: tuple[Callable[[Settings], CheckResult], ...] = (
     _check_meter,
     _check_cgroups,
     _check_seccomp,
+    _check_apparmor,
     _check_roots,
 )
 

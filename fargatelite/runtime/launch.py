@@ -22,6 +22,7 @@ from fargatelite.errors import FargateliteError, HostUnsupported, SandboxFailed
 from fargatelite.host import Host, can_run_programs_of
 from fargatelite.network.slot import PortPublication, Slot
 from fargatelite.rundir import RunDirectory
+from fargatelite.runtime.apparmor import ensure_profile
 from fargatelite.runtime.beside import beside
 from fargatelite.runtime.container_files import directory_of, hostname_of, write_task_files
 from fargatelite.runtime.devices import container_rules, find_devices, task_rules
@@ -397,6 +398,7 @@ class Privileges(NamedTuple):
 
     capabilities: int
     seccomp: bytes
+    apparmor: str
     has_new_privileges: bool
     is_unmasked: bool
 
@@ -405,6 +407,7 @@ def privileges_of(settings: Settings, container: ContainerDefinition) -> Privile
     """Fargate's set and filter, and what the definition changes of them (contract 2.7, 4.2).
 
     `privileged` is every capability within the task's user namespace, not the host's.
+    Raises: HostUnsupported without the AppArmor profile that the settings require.
     """
     linux = container.linux_parameters
     asked = linux.capabilities if linux is not None else None
@@ -416,6 +419,7 @@ def privileges_of(settings: Settings, container: ContainerDefinition) -> Privile
     return Privileges(
         capabilities=capabilities,
         seccomp=b"" if is_unfiltered else load_program(settings.cache, capabilities),
+        apparmor="" if container.privileged else ensure_profile(settings),
         has_new_privileges="no-new-privileges" not in options,
         is_unmasked=container.privileged,
     )
@@ -546,6 +550,7 @@ def make_spec(
         clone_into=cgroup.clone_into,
         seccomp=privileges.seccomp,
         capabilities=privileges.capabilities,
+        apparmor=privileges.apparmor,
         has_new_privileges=privileges.has_new_privileges,
         is_unmasked=privileges.is_unmasked,
         network=network_of(definition, container),
