@@ -20,6 +20,7 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     meter_slow_every_s = 20              # pace of memory.stat, block I/O, network; 0: never
     meter_sync_every_s = 30              # what of a ledger a power cut may take; 0: the kernel's
     meter_raw_days = 7                   # samples are kept, then their sums by minute and hour
+    apparmor = "off"                     # or auto, required: a profile for tasks
     allow_privileged = false             # whether EC2's `privileged` containers may run
     strict_isolation = false             # true: run no task where a defence is weaker
     accepted_weaknesses = []             # ... but for these, as `check --security` names them
@@ -37,6 +38,9 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     cpu_units = 8192
     memory_mib = 16384
     wait_s = 60                          # a launch without room waits so long; 0, the default: not
+
+    [block_io]                           # of each task, on the disk below the data root
+    write_bytes_per_s = 104857600        # or read_; also read_, write_operations_per_s
 
     [retention]                          # what gc keeps, and how often it happens by itself
     record_days = 7
@@ -71,6 +75,7 @@ __all__ = [
     "DEFAULT_CONFIG",
     "MAX_WAIT_S",
     "BeyondFargate",
+    "BlockIo",
     "CredentialSettings",
     "EfsAccessPoint",
     "EfsFileSystem",
@@ -159,6 +164,20 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How many wait at most; the next is refused at once."""
 
 
+_BytesPerSecond = Annotated[int, msgspec.Meta(ge=65536, le=2**62)]
+_OperationsPerSecond = Annotated[int, msgspec.Meta(ge=10, le=2**31)]
+
+
+class BlockIo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What each task may read from and write to the disk below the data root in a second; None: no
+    bound. Below the least values a task could not even start in time."""
+
+    read_bytes_per_s: _BytesPerSecond | None = None
+    write_bytes_per_s: _BytesPerSecond | None = None
+    read_operations_per_s: _OperationsPerSecond | None = None
+    write_operations_per_s: _OperationsPerSecond | None = None
+
+
 class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long `gc` keeps what no task needs any more, and how often it happens by itself, after a
     task's end. 0: for ever, without bound, never."""
@@ -194,9 +213,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     meter_raw_days: Annotated[int, msgspec.Meta(ge=0)] = 7
     price_book: str | None = None
     """A price book of the user's own; see billing/prices.py."""
+    apparmor: Literal["off", "auto", "required"] = "off"
+    """Whether containers get an AppArmor profile: `auto` where this host can load it."""
     allow_privileged: bool = False
     beyond_fargate: BeyondFargate = BeyondFargate()
     capacity: Capacity = Capacity()
+    block_io: BlockIo = BlockIo()
     retention: Retention = Retention()
     efs: tuple[EfsFileSystem, ...] = ()
     assume_roles: bool = False

@@ -12,7 +12,7 @@ from vagrant.box import build_box
 from vagrant.guests import GUESTS
 from vagrant.hosts import write_hosts
 from vagrant.image import BUILD, ROOT, build
-from vagrant.machine import NO_RESULT, run
+from vagrant.machine import NO_RESULT, find_accelerator, run
 from vagrant.report import read_report
 
 TIMEOUT_S = 2400.0
@@ -46,6 +46,9 @@ def main() -> int:
         return 0
     if parsed.command == "box":
         print(build_box())
+        guest = GUESTS["default"]
+        # vagrant/test-vagrant reads what it found.
+        print(find_accelerator(*build(guest.user_space).kernel(guest.kernel)))
         return 0
     if parsed.command == "hosts":
         print(write_hosts())

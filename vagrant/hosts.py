@@ -63,4 +63,4 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "not asked"
     state, detail = str(row["state"]), str(row["detail"]).partition("+deb")[0]
-    return detail if state == "ok" else f"**{state}**: {detail}"
+    return detail if state == "ok" else f"**{state}**: {detail}. Costs: {row['cost']}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from vagrant.guests import Guest
 from vagrant.image import BUILD, ROOT, Built
 
-__all__ = ["NO_RESULT", "run"]
+__all__ = ["NO_RESULT", "find_accelerator", "run"]
 
 NO_RESULT = 125
 """The exit code when the guest left none: a panic, a time-out, a command that ended the machine."""
@@ -58,7 +58,7 @@ def run(
         with open(returned, "wb") as file:
             file.truncate(RESULT_BYTES)
         arguments = [
-            *_machine(_accelerator(vmlinux, initrd)),
+            *_machine(find_accelerator(vmlinux, initrd)),
             *(["-no-reboot"] if guest.before is None else []),
             "-kernel", str(vmlinux), "-initrd", str(initrd), "-append", " ".join(words),
             *_drive("d0", built.disk, "snapshot=on,cache=unsafe"),
@@ -72,7 +72,7 @@ def run(
         return _unpack_results(returned, results)
 
 
-def _accelerator(vmlinux: Path, initrd: Path) -> str:
+def find_accelerator(vmlinux: Path, initrd: Path) -> str:
     """`kvm` where a probe boots with it, else `tcg`; asked once per boot of this host.
 
     /dev/kvm that opens proves nothing: inside another virtual machine the guest may still die of an

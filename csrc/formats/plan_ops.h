@@ -41,6 +41,7 @@
     X(KEYRING, 34, 1, "") /*  */ \
     X(USER_NAMESPACE, 35, 1, "") /*  */ \
     X(SECCOMP, 36, 1, "b") /* program */ \
+    X(APPARMOR, 50, 1, "su") /* profile, now */ \
     X(BOUNDING, 37, 1, "u") /* mask */ \
     X(USER, 38, 1, "uub") /* uid, gid, groups */ \
     X(CAPABILITIES, 39, 1, "uuu") /* permitted, inheritable, ambient */ \
@@ -88,6 +89,7 @@ enum op_code {
     OP_KEYRING = 34,
     OP_USER_NAMESPACE = 35,
     OP_SECCOMP = 36,
+    OP_APPARMOR = 50,
     OP_BOUNDING = 37,
     OP_USER = 38,
     OP_CAPABILITIES = 39,

@@ -11,6 +11,7 @@
 #include <grp.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
+#include <linux/magic.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
 #include <linux/seccomp.h>
@@ -23,6 +24,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 
 #include "shim.h"
 
@@ -439,6 +441,28 @@ static int do_seccomp(struct child *child, const struct op *op, struct failure *
                : 0;
 }
 
+/* Source: Documentation/admin-guide/LSM/apparmor.rst; aa_change_onexec(2), aa_change_profile(2).
+ * attr/apparmor came with Linux 5.8; before, attr is that of the first such module. */
+static int do_apparmor(struct child *child, const struct op *op, struct failure *failure) {
+    (void)child;
+    const char *profile = op->arguments[0].bytes.data;
+    int now = op->arguments[1].number != 0;
+    const char *path = now ? "/proc/self/attr/apparmor/current" : "/proc/self/attr/apparmor/exec";
+    cleanup_close int fd = open(path, O_WRONLY | O_CLOEXEC);
+    struct statfs info;
+    if (fd < 0)
+        return FAIL(failure, "open", path);
+    if (fstatfs(fd, &info))
+        return FAIL(failure, "fstatfs", path);
+    if (info.f_type != PROC_SUPER_MAGIC) /* CVE-2019-16884: an image with a /proc of its own */
+        return fail(failure, "fstatfs", "attr/apparmor is in no procfs", ENODEV);
+    char text[256];
+    int length = snprintf(text, sizeof text, "%s %s", now ? "changeprofile" : "exec", profile);
+    if (length < 0 || length >= (int)sizeof text)
+        return fail(failure, "write", "profile name", ENAMETOOLONG);
+    return write(fd, text, (size_t)length) == length ? 0 : FAIL(failure, "write", path);
+}
+
 static int do_bounding(struct child *child, const struct op *op, struct failure *failure) {
     (void)child;
     for (unsigned long capability = 0; capability < 64; capability++) {
@@ -546,6 +570,7 @@ static execute_fn *const functions[] = {
     [OP_KEYRING] = do_keyring,
     [OP_USER_NAMESPACE] = do_user_namespace,
     [OP_SECCOMP] = do_seccomp,
+    [OP_APPARMOR] = do_apparmor,
     [OP_BOUNDING] = do_bounding,
     [OP_USER] = do_user,
     [OP_CAPABILITIES] = do_capabilities,

@@ -12,7 +12,18 @@ from msgspec import Struct
 
 from fargatelite.cgroups.devices import DeviceRule
 
-__all__ = ["Cgroup", "CgroupLimits", "Driver"]
+__all__ = ["BlockIoLimits", "Cgroup", "CgroupLimits", "Driver"]
+
+
+class BlockIoLimits(Struct, frozen=True, kw_only=True):
+    """What a task may read from and write to one disk in a second; None is no bound."""
+
+    disk: str
+    """Its device number, `major:minor`; see `disks.find_disk`."""
+    read_bytes_per_s: int | None = None
+    write_bytes_per_s: int | None = None
+    read_operations_per_s: int | None = None
+    write_operations_per_s: int | None = None
 
 
 class CgroupLimits(Struct, frozen=True, kw_only=True):
@@ -34,6 +45,9 @@ class CgroupLimits(Struct, frozen=True, kw_only=True):
     """v2: whoever the OOM killer chooses here, all of the group die, so that no container goes on
     without a part of itself (memory.oom.group, Linux 4.19). v1 has nothing like it."""
     pids_max: int | None = None
+    block_io: BlockIoLimits | None = None
+    """Of a task's group only: v1 does not count what groups below use, so there all containers of
+    the task join the task's group of blkio."""
     devices: bool = True
     """Whether the group gets Docker's default device list; False inherits from its parent."""
     more_devices: tuple[DeviceRule, ...] = ()

@@ -50,7 +50,7 @@ def parse_mounts(mountinfo: str) -> CgroupMounts:
         elif rest[0] == "cgroup":
             mount = _Mount(root=_unescape(fields[3]), point=_unescape(fields[4]))
             for option in rest[2].split(","):
-                if option in v1.CONTROLLERS:
+                if option in (*v1.CONTROLLERS, v1.BLOCK_IO):
                     by_controller.setdefault(option, mount)
     return CgroupMounts(v1=by_controller, v2=unified)
 
@@ -122,6 +122,10 @@ def choose_driver(mountinfo: str, own_cgroup: str, *, has_systemd: bool | None) 
                 path=mounts.v1[name].point,
             )
         roots[name] = root
+    if v1.BLOCK_IO in mounts.v1:
+        root = _writable_root(mounts.v1[v1.BLOCK_IO], own.get(v1.BLOCK_IO, "/"))
+        if root is not None:
+            roots[v1.BLOCK_IO] = root
     return v1.V1Driver(roots)
 
 

@@ -21,15 +21,18 @@ from pathlib import Path
 from msgspec import structs
 
 from fargatelite.cgroups import tree
-from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits
+from fargatelite.cgroups.cgroup import BlockIoLimits, Cgroup, CgroupLimits
 from fargatelite.cgroups.devices import ALLOWED, DeviceRule
-from fargatelite.errors import CgroupFailed
+from fargatelite.errors import CgroupFailed, HostUnsupported
 from fargatelite.names import CGROUP_ROOT
 
-__all__ = ["CONTROLLERS", "KILL_DEADLINE_S", "V1Driver"]
+__all__ = ["BLOCK_IO", "CONTROLLERS", "KILL_DEADLINE_S", "V1Driver"]
 
 CONTROLLERS = ("freezer", "cpu", "cpuacct", "memory", "pids", "devices")
 """In the order of joining; the freezer first, see `Cgroup.join_files`."""
+
+BLOCK_IO = "blkio"
+"""Used only for tasks that have `block_io` limits."""
 
 KILL_DEADLINE_S = 10.0
 """Long enough for a process that frees all of a large host's memory; then something is stuck."""
@@ -45,7 +48,7 @@ class V1Driver:
     """The driver for hosts whose controllers are v1 hierarchies.
 
     `roots` maps each of CONTROLLERS to the absolute directory that stands for the hierarchy's root;
-    co-mounted controllers (cpu,cpuacct) have the same one.
+    co-mounted controllers (cpu,cpuacct) have the same one. BLOCK_IO may be among them.
     """
 
     version = 1
@@ -53,6 +56,9 @@ class V1Driver:
     def __init__(self, roots: dict[str, str]) -> None:
         self._roots = {controller: roots[controller] for controller in CONTROLLERS}
         self._hierarchies = tuple(dict.fromkeys(self._roots.values()))
+        self._block_io_root = roots.get(BLOCK_IO)
+        if self._block_io_root is not None:
+            self._roots[BLOCK_IO] = self._block_io_root
 
     def create(self, path: str, limits: CgroupLimits) -> Cgroup:
         """See Driver.create. Memory limits are whole pages (the kernel rounds down)."""
@@ -65,6 +71,8 @@ class V1Driver:
             tree.write_verified(f"{self._directory('pids', path)}/pids.max", str(limits.pids_max))
         if limits.devices:
             self._limit_devices(self._directory("devices", path), limits.more_devices)
+        if limits.block_io is not None:
+            self._limit_block_io(path, limits.block_io)
         group = self._describe(path)
         return structs.replace(group, is_cpu_limited=limits.cpu_quota_us is not None)
 
@@ -108,6 +116,8 @@ class V1Driver:
     def remove(self, path: str) -> None:
         """See Driver.remove."""
         tree.check_path(path)
+        if self._block_io_root is not None:
+            tree.remove_tree(self._block_io_root, path)
         # The freezer last: while a process is in any hierarchy it can be found and killed there.
         for root in reversed(self._hierarchies):
             tree.remove_tree(root, path)
@@ -146,7 +156,7 @@ class V1Driver:
     def list_tasks(self) -> list[str]:
         """See Driver.list_tasks."""
         names: set[str] = set()
-        for root in self._hierarchies:
+        for root in (*self._hierarchies, *filter(None, [self._block_io_root])):
             names.update(tree.list_children(f"{root}/{CGROUP_ROOT}"))
         return sorted(names)
 
@@ -163,7 +173,10 @@ class V1Driver:
         return Cgroup(
             path=path,
             version=1,
-            join_files=tuple(f"{root}/{path}/tasks" for root in self._hierarchies),
+            join_files=(
+                *(f"{root}/{path}/tasks" for root in self._hierarchies),
+                *self._block_io_join_files(path),
+            ),
             clone_into=None,
             cpu_usage_file=f"{self._directory('cpuacct', path)}/cpuacct.usage",
             memory_usage_file=f"{memory}/memory.usage_in_bytes",
@@ -208,6 +221,36 @@ class V1Driver:
             files.reverse()
         for file in files:
             _write_bytes(file, limits.memory_bytes)
+
+    def _block_io_join_files(self, path: str) -> tuple[str, ...]:
+        """Of the task whose group `path` is or is below, if its block I/O is bounded."""
+        task = "/".join(path.split("/")[:2])
+        file = f"{self._block_io_root}/{task}/tasks"
+        return (file,) if self._block_io_root is not None and Path(file).exists() else ()
+
+    def _limit_block_io(self, path: str, limits: BlockIoLimits) -> None:
+        if self._block_io_root is None:
+            raise HostUnsupported(
+                f"block I/O cannot be bounded: the cgroup v1 controller {BLOCK_IO} is not mounted "
+                f"or not writable: mount it, or take [block_io] out of the configuration"
+            )
+        group = f"{self._block_io_root}/{path}"
+        tree.make_group(self._block_io_root, path)
+        for name, value in (
+            ("read_bps", limits.read_bytes_per_s),
+            ("write_bps", limits.write_bytes_per_s),
+            ("read_iops", limits.read_operations_per_s),
+            ("write_iops", limits.write_operations_per_s),
+        ):
+            file = f"{group}/blkio.throttle.{name}_device"
+            if not Path(file).exists():
+                raise HostUnsupported(
+                    f"block I/O cannot be bounded: there is no {file}: use a kernel with "
+                    f"CONFIG_BLK_DEV_THROTTLING, or take [block_io] out of the configuration",
+                    path=file,
+                )
+            if value is not None:
+                tree.write_verified(file, f"{limits.disk} {value}")
 
     def _limit_devices(self, group: str, more: tuple[DeviceRule, ...]) -> None:
         wanted = {rule.v1_text() for rule in (*ALLOWED, *more)}

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fargatelite.cgroups import tree
-from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits
+from fargatelite.cgroups.cgroup import BlockIoLimits, Cgroup, CgroupLimits
 from fargatelite.cgroups.devices import ALLOWED, attach_device_program
 from fargatelite.errors import CgroupFailed, HostUnsupported
 from fargatelite.names import CGROUP_ROOT
@@ -28,6 +28,8 @@ from fargatelite.names import CGROUP_ROOT
 __all__ = ["CONTROLLERS", "KILL_DEADLINE_S", "V2Driver", "cpu_weight"]
 
 CONTROLLERS = ("cpu", "memory", "pids")
+BLOCK_IO = "io"
+"""Used only for tasks that have `block_io` limits."""
 
 KILL_DEADLINE_S = 10.0
 """As for v1: long enough to free a large host's memory."""
@@ -82,9 +84,10 @@ class V2Driver:
         for _ in range(tree.CREATE_ATTEMPTS):
             tree.make_group(self._root, "/".join(parents))
             try:
-                self._enable(self._root)
+                wanted = CONTROLLERS if limits.block_io is None else (*CONTROLLERS, BLOCK_IO)
+                self._enable(self._root, wanted)
                 for depth in range(1, len(parents) + 1):
-                    self._enable("/".join([self._root, *parents[:depth]]))
+                    self._enable("/".join([self._root, *parents[:depth]]), wanted)
             except CgroupFailed as error:
                 # Only the project's root goes away beneath us; see tree.remove_tree.
                 if error.errno in (errno.ENOENT, errno.ENODEV) and Path(self._root).exists():
@@ -192,10 +195,10 @@ class V2Driver:
             pressure_files=pressure if Path(pressure[0]).exists() else None,
         )
 
-    def _enable(self, directory: str) -> None:
-        """Gives the children of `directory` our controllers."""
+    def _enable(self, directory: str, wanted: tuple[str, ...]) -> None:
+        """Gives the children of `directory` these controllers."""
         enabled = tree.read_text(f"{directory}/cgroup.subtree_control").split()
-        missing = [name for name in CONTROLLERS if name not in enabled]
+        missing = [name for name in wanted if name not in enabled]
         if not missing:
             return
         available = tree.read_text(f"{directory}/cgroup.controllers").split()
@@ -234,6 +237,8 @@ class V2Driver:
             tree.write_verified(f"{group}/memory.oom.group", "1")
         if limits.pids_max is not None:
             tree.write_verified(f"{group}/pids.max", str(limits.pids_max))
+        if limits.block_io is not None:
+            _limit_block_io(f"{group}/io.max", limits.block_io)
 
     def _keyed(self, path: str, name: str, key: str) -> int:
         file = f"{self._root}/{tree.check_path(path)}/{name}"
@@ -241,6 +246,23 @@ class V2Driver:
             if line.startswith(f"{key} "):
                 return int(line.split()[1])
         raise CgroupFailed(f"{file} has no line {key!r}", path=file)
+
+
+def _limit_block_io(file: str, limits: BlockIoLimits) -> None:
+    if not Path(file).exists():
+        raise HostUnsupported(
+            f"block I/O cannot be bounded: there is no {file}: use a kernel with "
+            f"CONFIG_BLK_DEV_THROTTLING, or take [block_io] out of the configuration",
+            path=file,
+        )
+    bounds = {
+        "rbps": limits.read_bytes_per_s,
+        "wbps": limits.write_bytes_per_s,
+        "riops": limits.read_operations_per_s,
+        "wiops": limits.write_operations_per_s,
+    }
+    words = (f"{key}={'max' if value is None else value}" for key, value in bounds.items())
+    tree.write_verified(file, " ".join([limits.disk, *words]))
 
 
 def _write_bytes(file: str, value: int) -> None:

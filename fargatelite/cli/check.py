@@ -27,18 +27,24 @@ def command(settings: Settings, security: bool, output: str) -> int:
     """
     if security:
         defences = look_at_defences(settings)
-        _show(output, "defences", "DEFENCE", defences)
+        _show(output, "defences", ("DEFENCE", "STATE", "DETAIL"), defences)
         return 0 if all(item.state in (IN_FORCE, ACCEPTED) for item in defences) else 1
     results = run_checks(settings)
-    _show(output, "checks", "CHECK", results)
+    _show(output, "checks", ("CHECK", "STATE", "DETAIL", "COST"), results)
     return 1 if any(result.state == "missing" for result in results) else 0
 
 
-def _show(output: str, member: str, title: str, rows: Sequence[CheckResult | Defence]) -> None:
+def _show(
+    output: str, member: str, columns: Sequence[str], rows: Sequence[CheckResult | Defence]
+) -> None:
     if output == "json":
         print_json({member: rows})
         return
-    print_table((title, "STATE", "DETAIL"), [(row.name, row.state, row.detail) for row in rows])
+    cells = [
+        (row.name, row.state, row.detail, *([row.cost] if isinstance(row, CheckResult) else []))
+        for row in rows
+    ]
+    print_table(columns, cells)
     remedies = [f"{row.name}: {row.remedy}\n" for row in rows if row.remedy]
     if remedies:
         sys.stdout.write("\n" + "".join(remedies))

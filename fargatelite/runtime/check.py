@@ -20,6 +20,7 @@ import msgspec
 
 from fargatelite.errors import FargateliteError, HostUnsupported
 from fargatelite.host import CAP_SYS_RESOURCE, read_capabilities
+from fargatelite.runtime.apparmor import is_enabled, load_profile
 from fargatelite.settings import Settings
 
 __all__ = ["CheckResult", "run_checks"]
@@ -36,19 +37,26 @@ NOFILE_DEFAULT = 65535
 MIN_FREE_BYTES = 2 * 2**30
 
 
+NO_TASK = "no task runs"
+
+
 class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of `check`. `remedy` says what to do and is empty when the state is ok."""
+    """One line of `check`. `cost` says what goes without it or is worse with what is there instead,
+    `remedy` what to do; both are empty when the state is ok."""
 
     name: str
     state: str
     detail: str
+    cost: str = ""
     remedy: str = ""
 
 
-def _result(name: str, ok: bool, detail: str, remedy: str, otherwise: str = MISSING) -> CheckResult:
-    return CheckResult(
-        name=name, state=OK if ok else otherwise, detail=detail, remedy="" if ok else remedy
-    )
+def _result(
+    name: str, ok: bool, detail: str, remedy: str, otherwise: str = MISSING, cost: str = NO_TASK
+) -> CheckResult:
+    if ok:
+        return CheckResult(name=name, state=OK, detail=detail)
+    return CheckResult(name=name, state=otherwise, detail=detail, cost=cost, remedy=remedy)
 
 
 # ---- in this process: only looking ----
@@ -78,9 +86,8 @@ def _check_nofile(settings: Settings) -> CheckResult:
     ok = hard >= NOFILE_DEFAULT or bool(read_capabilities() >> CAP_SYS_RESOURCE & 1)
     return _result(
         "open files", ok, f"hard limit {hard}",
-        f"Fargate's default of {NOFILE_DEFAULT} is cut to {hard}: raise the hard limit (ulimit -Hn)"
-        " or give CAP_SYS_RESOURCE",
-        DEGRADED,
+        "raise the hard limit (ulimit -Hn) or give CAP_SYS_RESOURCE",
+        DEGRADED, f"Fargate's default of {NOFILE_DEFAULT} is cut to {hard}",
     )  # fmt: skip
 
 
@@ -124,6 +131,23 @@ def _check_seccomp(settings: Settings) -> CheckResult:
     )  # fmt: skip
 
 
+def _check_apparmor(settings: Settings) -> CheckResult:
+    if not is_enabled():
+        ok, detail = settings.apparmor != "required", "not enabled in this kernel, and not used"
+        remedy = 'boot with apparmor=1 security=apparmor, or set apparmor = "auto"'
+        return _result("AppArmor", ok, detail, remedy)
+    if settings.apparmor == "off":
+        return _result("AppArmor", True, "not used: see `apparmor` of the configuration", "")
+    try:
+        return _result("AppArmor", True, f"profile {load_profile()}", "")
+    except HostUnsupported as error:
+        return _result(
+            "AppArmor", False, "enabled, but the profile of tasks is not loaded", str(error),
+            *((MISSING,) if settings.apparmor == "required" else
+              (DEGRADED, "tasks run without a profile: one defence less behind masks and filter")),
+        )  # fmt: skip
+
+
 def _check_roots(settings: Settings) -> CheckResult:
     for path in (Path(settings.data_root), Path(settings.run_root)):
         existing = path
@@ -142,8 +166,8 @@ def _check_roots(settings: Settings) -> CheckResult:
     return _result(
         "state directories", free >= MIN_FREE_BYTES,
         f"{settings.data_root}, {settings.run_root}; {free / 2**30:.1f} GiB free",
-        "images and writable layers need space: free some, or choose another --data-root",
-        DEGRADED,
+        "free some, or choose another --data-root",
+        DEGRADED, "an image or a task's files may fill it up",
     )  # fmt: skip
 
 
@@ -241,7 +265,7 @@ def _try_images(scratch: Path) -> str:
             mount_erofs(image, [blob], target, loop=True)
             how = "EROFS through loop devices"
         except HostUnsupported:
-            return "no EROFS: images are unpacked to directories, slower at first use"
+            return "no EROFS: images are unpacked to directories"
     if (target / "file").read_bytes() != b"x" * 4096:
         raise OSError("an EROFS image reads back wrong")
     return how
@@ -296,6 +320,19 @@ def _try_nftables(scratch: Path) -> str:
     return "tables can be listed"
 
 
+_LOOP_COST = (
+    "a loop device for each layer of an image in use, and 1 ms more for each when it is mounted"
+)
+_DIRECTORY_COST = (
+    "each file of an image is made before its first task: slower the more there are, an inode each"
+)
+_COSTS = {
+    "nftables": "no task with a network of its own runs",
+    "ephemeral storage": 'no task runs, unless storage_backend is "unlimited": then one may fill'
+    " the host's disk",
+}
+"""Of tries that are missing, where it is not NO_TASK."""
+
 _TRIES: dict[str, tuple[Callable[[Path], str], str]] = {
     "user namespaces": (
         _try_user_namespaces,
@@ -333,9 +370,13 @@ def _run_try(name: str, directory: Path) -> CheckResult:
     said = done.stdout.decode("utf-8", "replace").strip()
     words = done.stderr.decode("utf-8", "replace").strip().splitlines()
     if done.returncode != 0:
-        return _result(name, False, words[-1] if words else "the probe died", _TRIES[name][1])
+        return _result(
+            name, False, words[-1] if words else "the probe died", _TRIES[name][1],
+            cost=_COSTS.get(name, NO_TASK),
+        )  # fmt: skip
     if name == "image mounts" and "from files" not in said:
-        return _result(name, False, said, _TRIES[name][1], DEGRADED)
+        cost = _LOOP_COST if "loop" in said else _DIRECTORY_COST
+        return _result(name, False, said, _TRIES[name][1], DEGRADED, cost)
     return _result(name, True, said, "")
 
 
@@ -347,6 +388,7 @@ _LOOKS: tuple[Callable[[Settings], CheckResult], ...] = (
     _check_meter,
     _check_cgroups,
     _check_seccomp,
+    _check_apparmor,
     _check_roots,
 )
 

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fargatelite import names
-from fargatelite.cgroups.cgroup import Cgroup, CgroupLimits
+from fargatelite.cgroups.cgroup import BlockIoLimits, Cgroup, CgroupLimits
 from fargatelite.cgroups.detect import detect_driver
+from fargatelite.cgroups.disks import find_disk
 from fargatelite.errors import FargateliteError, HostUnsupported, SandboxFailed
 from fargatelite.host import Host, can_run_programs_of
 from fargatelite.network.slot import PortPublication, Slot
 from fargatelite.rundir import RunDirectory
+from fargatelite.runtime.apparmor import ensure_profile
 from fargatelite.runtime.beside import beside
 from fargatelite.runtime.container_files import directory_of, hostname_of, write_task_files
 from fargatelite.runtime.devices import container_rules, find_devices, task_rules
@@ -40,7 +42,7 @@ from fargatelite.sandbox.plan import encode_plan
 from fargatelite.sandbox.rootfs import SHM_BYTES, Directories
 from fargatelite.sandbox.seccomp import load_program
 from fargatelite.security_groups import SecurityGroup
-from fargatelite.settings import Settings
+from fargatelite.settings import BlockIo, Settings
 from fargatelite.shim import ProcessStarted, Ready, Shim
 from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
 
@@ -120,9 +122,13 @@ class Launched:
         self.shim.abort()
 
 
-def task_limits(definition: TaskDefinition, *, has_burst: bool = False) -> CgroupLimits:
+def task_limits(definition: TaskDefinition, settings: Settings) -> CgroupLimits:
     """Fargate's hard caps of a task (contract 4.3); on EC2 a size that is not given is no cap.
-    With `has_burst` CPU is a share among tasks and no cap."""
+    With `cpu_burst` CPU is a share among tasks and no cap.
+
+    Raises: HostUnsupported when block I/O is to be bounded on a data root without a disk.
+    """
+    has_burst = settings.beyond_fargate.cpu_burst
     cpu_units = definition.cpu_units or sum(item.cpu_units for item in definition.containers)
     is_capped = definition.cpu_units > 0 and not has_burst
     return CgroupLimits(
@@ -136,7 +142,21 @@ def task_limits(definition: TaskDefinition, *, has_burst: bool = False) -> Cgrou
         memory_bytes=definition.memory_mib * 2**20 if definition.memory_mib else None,
         memory_soft_bytes=None,
         pids_max=PIDS_PER_TASK,
+        block_io=_block_io_limits(settings),
         more_devices=task_rules(definition),
+    )
+
+
+def _block_io_limits(settings: Settings) -> BlockIoLimits | None:
+    bounds = settings.block_io
+    if bounds == BlockIo():
+        return None
+    return BlockIoLimits(
+        disk=find_disk(Path(settings.data_root)),
+        read_bytes_per_s=bounds.read_bytes_per_s,
+        write_bytes_per_s=bounds.write_bytes_per_s,
+        read_operations_per_s=bounds.read_operations_per_s,
+        write_operations_per_s=bounds.write_operations_per_s,
     )
 
 
@@ -172,7 +192,6 @@ def provision(
     `sandbox` has the first five already (`make_sandbox`), and belongs to this function from now on.
     Raises: FargateliteError; what was made is found again by `remove_task`.
     """
-    limits = task_limits(definition, has_burst=settings.beyond_fargate.cpu_burst)
 
     def fit(made: Launched) -> None:
         _fit_sandbox(settings, run, definition, made, timeline)
@@ -180,6 +199,7 @@ def provision(
 
     try:
         check_platform(definition)
+        limits = task_limits(definition, settings)
         (settings.records / run.task_id / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
         settings.ledgers.mkdir(mode=0o700, exist_ok=True)
         if sandbox is None:
@@ -378,6 +398,7 @@ class Privileges(NamedTuple):
 
     capabilities: int
     seccomp: bytes
+    apparmor: str
     has_new_privileges: bool
     is_unmasked: bool
 
@@ -386,6 +407,7 @@ def privileges_of(settings: Settings, container: ContainerDefinition) -> Privile
     """Fargate's set and filter, and what the definition changes of them (contract 2.7, 4.2).
 
     `privileged` is every capability within the task's user namespace, not the host's.
+    Raises: HostUnsupported without the AppArmor profile that the settings require.
     """
     linux = container.linux_parameters
     asked = linux.capabilities if linux is not None else None
@@ -397,6 +419,7 @@ def privileges_of(settings: Settings, container: ContainerDefinition) -> Privile
     return Privileges(
         capabilities=capabilities,
         seccomp=b"" if is_unfiltered else load_program(settings.cache, capabilities),
+        apparmor="" if container.privileged else ensure_profile(settings),
         has_new_privileges="no-new-privileges" not in options,
         is_unmasked=container.privileged,
     )
@@ -527,6 +550,7 @@ def make_spec(
         clone_into=cgroup.clone_into,
         seccomp=privileges.seccomp,
         capabilities=privileges.capabilities,
+        apparmor=privileges.apparmor,
         has_new_privileges=privileges.has_new_privileges,
         is_unmasked=privileges.is_unmasked,
         network=network_of(definition, container),

@@ -230,7 +230,7 @@ class TaskWork:
             return Found(live=live, exits=exits)
         cgroup = self.driver.create(
             names.cgroup_path(self.run.task_id),
-            launch.task_limits(self.definition, has_burst=self.settings.beyond_fargate.cpu_burst),
+            launch.task_limits(self.definition, self.settings),
         )
         self.launched = launched = launch.Launched(recorded.slot, cgroup, shim, event)
         if self.definition.has_own_network:

@@ -119,6 +119,8 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     has_init: bool = False
     has_stdin: bool = False
     has_terminal: bool = False
+    apparmor: str = ""
+    """The profile of the container's processes; empty: none."""
     has_new_privileges: bool = True
     is_unmasked: bool = False
     network: Literal["task", "host", "none"] = "task"
@@ -249,6 +251,9 @@ def _privileges(spec: ContainerSpec, process: Process) -> list[Op]:
     # Inheritable and ambient are empty (CVE-2022-24769, CVE-2022-29162).
     permitted = spec.capabilities if user.uid == 0 else 0
     ops = [op("keyring"), op("user_namespace")]
+    if spec.apparmor:
+        # An init of ours executes nothing: it needs the profile now.
+        ops.append(op("apparmor", spec.apparmor, int(spec.has_init)))
     if spec.seccomp:
         ops.append(op("seccomp", spec.seccomp))
     if not spec.has_new_privileges:

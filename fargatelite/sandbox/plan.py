@@ -140,6 +140,10 @@ OPERATIONS: dict[str, Operation] = {
         _operation("keyring", 34, "child", "", "join a new session keyring"),
         _operation("user_namespace", 35, "child", "", "enter the task's user namespace"),
         _operation("seccomp", 36, "child", "program:b", "install this BPF program"),
+        _operation(
+            "apparmor", 50, "child", "profile:s now:u",
+            "the AppArmor profile of the program that is executed; now: of this process too",
+        ),
         _operation("bounding", 37, "child", "mask:u", "drop all other bounding capabilities"),
         _operation("user", 38, "child", "uid:u gid:u groups:b", "setgroups, setresgid, setresuid"),
         _operation(

@@ -88,6 +88,9 @@ def test_check_names_every_loss(settings: Settings, no_user_namespaces: None) ->
     assert "user.max_user_namespaces" in rows["user namespaces"]["remedy"]
     assert "modprobe nf_tables" in rows["nftables"]["remedy"]
     assert "directories" in rows["image mounts"]["detail"]
+    assert rows["user namespaces"]["cost"] == "no task runs"
+    assert rows["nftables"]["cost"] == "no task with a network of its own runs"
+    assert "before its first task" in rows["image mounts"]["cost"]
 
 
 def test_a_task_without_user_namespaces(

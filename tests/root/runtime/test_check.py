@@ -35,7 +35,9 @@ def test_this_host_has_everything(settings: Settings) -> None:
     assert {row["state"] for row in rows.values()} <= {"ok", "degraded"}
     named = {"cgroups", "user namespaces", "image mounts", "nftables", "meter", "ephemeral storage"}
     assert named <= set(rows)
-    assert all(bool(row["remedy"]) == (row["state"] != "ok") for row in rows.values())
+    for row in rows.values():
+        assert list(row) == ["name", "state", "detail", "cost", "remedy"]  # stable
+        assert bool(row["remedy"]) == bool(row["cost"]) == (row["state"] != "ok")
 
 
 def test_missing_privileges_are_named(settings: Settings) -> None:
@@ -44,6 +46,7 @@ def test_missing_privileges_are_named(settings: Settings) -> None:
     assert code == 1
     assert rows["privileges"]["state"] == "missing"
     assert rows["privileges"]["detail"] == "uid 0, without CAP_NET_ADMIN CAP_SYS_ADMIN"
+    assert rows["privileges"]["cost"] == "no task runs"
     assert "run as root with all capabilities" in rows["privileges"]["remedy"]
     assert "overlayfs" not in rows  # would only say so once more
 
@@ -66,5 +69,7 @@ def test_a_low_limit_of_open_files_is_degraded(settings: Settings) -> None:
     )  # fmt: skip
     assert code == 0
     line = next(line for line in text.splitlines() if line.startswith("open files "))
-    assert line.split()[2:] == ["degraded", "hard", "limit", "4096"]
-    assert "open files: Fargate's default of 65535 is cut to 4096" in text
+    assert line.split()[2:6] == ["degraded", "hard", "limit", "4096"]
+    assert line.endswith("Fargate's default of 65535 is cut to 4096")
+    assert text.split("\n", 1)[0].split() == ["CHECK", "STATE", "DETAIL", "COST"]
+    assert "open files: raise the hard limit" in text

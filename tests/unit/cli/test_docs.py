@@ -14,6 +14,7 @@ from fargatelite.security_groups import GroupDefinition
 from fargatelite.settings import (
     _VARIABLES,
     BeyondFargate,
+    BlockIo,
     Capacity,
     CredentialSettings,
     EfsAccessPoint,
@@ -104,10 +105,11 @@ def test_settings_with_variable_and_default() -> None:
         "Beyond Fargate": BeyondFargate,
         "Capacity": Capacity,
         "Retention": Retention,
+        "Block I/O": BlockIo,
     }
     rows = dict(re.findall(r"^\| `([a-z_]+)` \| (.*)$", text, re.MULTILINE))
     inner = {
-        "beyond_fargate", "capacity", "credentials", "efs", "retention", "secrets",
+        "beyond_fargate", "block_io", "capacity", "credentials", "efs", "retention", "secrets",
         "security_groups",
     }  # fmt: skip
     assert set(rows) == set(Settings.__struct_fields__) - inner
