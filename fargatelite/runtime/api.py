@@ -13,6 +13,7 @@ from fargatelite.runtime.events import Event
 from fargatelite.runtime.handle import RecordedTask, Task
 from fargatelite.runtime.request import PullPolicy, prepare_request, start_task
 from fargatelite.runtime.trace import Timeline
+from fargatelite.sandbox.seccomp_profile import read_profile
 from fargatelite.settings import Settings, load_settings
 from fargatelite.taskdef.fields import TaskDefinition
 from fargatelite.taskdef.launch_type import LaunchType
@@ -21,6 +22,7 @@ __all__ = ["run_task"]
 
 Definition = TaskDefinition | Mapping[str, Any] | str | bytes | os.PathLike[str]
 PublishSpec = PortPublication | str
+SeccompSource = str | os.PathLike[str] | Mapping[str, Any]
 
 
 def _copy_logs(task: Task, out: IO[str]) -> None:
@@ -48,6 +50,7 @@ def run_task(
     address: str | None = None,
     network_configuration: Mapping[str, Any] | None = None,
     strict_isolation: bool = False,
+    seccomp: SeccompSource | None = None,
     trace: bool = False,
     detach: Literal[False] = False,
     settings: Settings | None = None,
@@ -70,6 +73,7 @@ def run_task(
     address: str | None = None,
     network_configuration: Mapping[str, Any] | None = None,
     strict_isolation: bool = False,
+    seccomp: SeccompSource | None = None,
     trace: bool = False,
     detach: Literal[True],
     settings: Settings | None = None,
@@ -93,6 +97,7 @@ def run_task(
     address: str | None = None,
     network_configuration: Mapping[str, Any] | None = None,
     strict_isolation: bool = False,
+    seccomp: SeccompSource | None = None,
     trace: bool = False,
     detach: bool = False,
     settings: Settings | None = None,
@@ -116,6 +121,9 @@ def run_task(
         network_configuration: as RunTask's; `awsvpcConfiguration.securityGroups` has names or
             ids of the configuration's groups.
         strict_isolation: as the setting: refuse to run where a defence is weaker.
+        seccomp: a system-call filter in Docker's format (a path, or the document as a dict) in
+            place of the built-in one, for all containers of the task, `exec` and health checks; it
+            goes before what the definition says.
         trace: record the time of each plan operation.
         detach: the task outlives this process: the run root's own supervisor, started when first
             needed, has it. Not with `on_event` and `stdout`; `fargatelite.find_task` finds it.
@@ -134,6 +142,7 @@ def run_task(
             publish=publish, launch_type=launch_type, allow_privileged=allow_privileged,
             address=address, network_configuration=network_configuration, trace=trace,
             strict_isolation=strict_isolation,
+            seccomp=read_profile(seccomp) if seccomp is not None else None,
         )  # fmt: skip
     if detach:
         if on_event is not None or stdout is not None:

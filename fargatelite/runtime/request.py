@@ -22,10 +22,12 @@ from fargatelite.runtime.close import end_lost
 from fargatelite.runtime.describe import TaskFacts
 from fargatelite.runtime.events import Event
 from fargatelite.runtime.execute import SupervisedTask
+from fargatelite.runtime.launch import compile_filters
 from fargatelite.runtime.prepared import get_pool
 from fargatelite.runtime.record import decode_record
 from fargatelite.runtime.supervise import get_supervisor
 from fargatelite.runtime.trace import Timeline
+from fargatelite.sandbox.seccomp_profile import SeccompProfile
 from fargatelite.security_groups import SecurityGroup
 from fargatelite.settings import Settings
 from fargatelite.taskdef.fields import TaskDefinition
@@ -61,6 +63,7 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True):
     address: str | None = None
     groups: tuple[SecurityGroup, ...] = ()
     trace: bool = False
+    seccomp: SeccompProfile | None = None
 
 
 def parse_publication(text: str) -> PortPublication:
@@ -123,6 +126,7 @@ def prepare_request(
     network_configuration: Mapping[str, Any] | None,
     trace: bool,
     strict_isolation: bool = False,
+    seccomp: SeccompProfile | None = None,
 ) -> TaskRequest:
     """Checks all that can be checked before anything is made; arguments as `run_task`'s.
 
@@ -132,7 +136,9 @@ def prepare_request(
     if strict_isolation or settings.strict_isolation:
         from fargatelite.runtime.security import require_isolation
 
-        require_isolation(settings, allow_privileged=allow_privileged)
+        require_isolation(
+            settings, allow_privileged=allow_privileged, has_own_filter=seccomp is not None
+        )
     policy = policy_for(launch_type, settings, allow_privileged=allow_privileged)
     loaded = (
         definition
@@ -146,6 +152,8 @@ def prepare_request(
             "configuration file to ask for one"
         )
     network = parse_network_configuration(settings, loaded, network_configuration)
+    if seccomp is not None:
+        compile_filters(settings, loaded, seccomp)
     return TaskRequest(
         task_id=names.new_task_id(),
         definition=to_wire(loaded),
@@ -170,6 +178,7 @@ def prepare_request(
         address=address,
         groups=network.groups,
         trace=trace,
+        seccomp=seccomp,
     )
 
 
@@ -210,6 +219,7 @@ def adopt_task(
             address=recorded.address,
             groups=recorded.groups,
             trace=recorded.trace,
+            seccomp=recorded.seccomp,
         ),
         sampler=get_sampler(settings),
         timeline=Timeline(),
