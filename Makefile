@@ -11,7 +11,7 @@ C_FILES := $(wildcard csrc/*/*.c csrc/*/*.h)
 # What Debian calls the things that are needed: to build, to run, for the examples, for tests and peers.
 APT_RUN := gcc libc6-dev e2fsprogs python3-dev python3-venv libcap-dev libseccomp2 libnftables1 ca-certificates
 APT_DEMO := mmdebstrap umoci skopeo docker-registry
-APT_TEST := busybox-static openssl erofs-utils xfsprogs attr libcap2-bin iproute2 nftables zstd clang-format chromium strace
+APT_TEST := busybox-static openssl erofs-utils xfsprogs attr libcap2-bin iproute2 nftables zstd clang-format chromium strace golang-github-containers-common
 APT_FUZZ := clang libclang-rt-dev
 APT_BENCH := crun runc podman bubblewrap containerd
 APT_VM := qemu-system-x86 mmdebstrap e2fsprogs debian-archive-keyring git

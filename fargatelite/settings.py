@@ -97,6 +97,7 @@ Weakness = Literal[
     "kernel memory",
     "cpu cap",
     "privileged containers",
+    "built-in filter",
     "core dumps",
     "state directories",
     "cpu side channels",

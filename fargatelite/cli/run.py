@@ -24,6 +24,7 @@ from fargatelite.runtime.logs import LogLine
 from fargatelite.runtime.request import PullPolicy, TaskRequest, prepare_request, start_task
 from fargatelite.runtime.trace import Timeline
 from fargatelite.runtime.upkeep import collect_if_due
+from fargatelite.sandbox.seccomp_profile import SeccompProfile, read_profile
 from fargatelite.settings import MAX_WAIT_S, Settings
 from fargatelite.taskdef.launch_type import LaunchType, policy_for
 from fargatelite.taskdef.store import parse_identifier
@@ -94,6 +95,16 @@ def _network_configuration(security_groups: tuple[str, ...]) -> dict[str, Any] |
     if not security_groups:
         return None
     return {"awsvpcConfiguration": {"securityGroups": list(security_groups)}}
+
+
+def _read_seccomp(path: str | None) -> SeccompProfile | None:
+    if path is None:
+        return None
+    profile = read_profile(path)
+    if profile.ignored:  # as podman does, which does not say so: one may be misspelt
+        keys = make_printable(", ".join(profile.ignored[:5]))
+        click.echo(f"Warning: {make_printable(path)}: unknown keys are ignored: {keys}", err=True)
+    return profile
 
 
 class _Interrupts:
@@ -191,6 +202,9 @@ def _leave(task: RecordedTask, wait_for: str, output: str) -> int:
     metavar="SECONDS",
     help="Where the host is full, wait so long for room.",
 )
+@click.option(
+    "--seccomp", metavar="FILE", help="Filter of system calls in Docker's format, not the built-in."
+)
 @click.option("-d", "--detach", is_flag=True, help="Print the id and leave; the task lives on.")
 @click.option(
     "--wait-for",
@@ -219,6 +233,7 @@ def command(
     security_groups: tuple[str, ...],
     strict_isolation: bool,
     wait_for_capacity: int | None,
+    seccomp: str | None,
     detach: bool,
     wait_for: str,
     trace: bool,
@@ -236,11 +251,12 @@ def command(
     """
     source = read_source(definition)
     parsed_overrides = _parse_overrides(overrides)
+    profile = _read_seccomp(seccomp)
     if dry_run:
         from fargatelite.runtime.dryrun import print_plans
 
         policy = policy_for(launch_type, settings, allow_privileged=allow_privileged)
-        return print_plans(settings, source, parsed_overrides, pull, sys.stdout, policy)
+        return print_plans(settings, source, parsed_overrides, pull, sys.stdout, policy, profile)
 
     timeline = Timeline()
 
@@ -253,6 +269,7 @@ def command(
                 allow_privileged=allow_privileged, address=address, trace=trace,
                 network_configuration=_network_configuration(security_groups),
                 strict_isolation=strict_isolation, wait_for_capacity_s=wait_for_capacity,
+                seccomp=profile,
             )  # fmt: skip
 
     if detach:

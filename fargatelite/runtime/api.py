@@ -13,6 +13,7 @@ from fargatelite.runtime.events import Event
 from fargatelite.runtime.handle import RecordedTask, Task
 from fargatelite.runtime.request import PullPolicy, prepare_request, start_task
 from fargatelite.runtime.trace import Timeline
+from fargatelite.sandbox.seccomp_profile import read_profile
 from fargatelite.settings import Settings, load_settings
 from fargatelite.taskdef.fields import TaskDefinition
 from fargatelite.taskdef.launch_type import LaunchType
@@ -21,6 +22,7 @@ __all__ = ["run_task"]
 
 Definition = TaskDefinition | Mapping[str, Any] | str | bytes | os.PathLike[str]
 PublishSpec = PortPublication | str
+SeccompSource = str | os.PathLike[str] | Mapping[str, Any]
 
 
 def _copy_logs(task: Task, out: IO[str]) -> None:
@@ -49,6 +51,7 @@ def run_task(
     network_configuration: Mapping[str, Any] | None = None,
     strict_isolation: bool = False,
     wait_for_capacity_s: float | None = None,
+    seccomp: SeccompSource | None = None,
     trace: bool = False,
     detach: Literal[False] = False,
     settings: Settings | None = None,
@@ -72,6 +75,7 @@ def run_task(
     network_configuration: Mapping[str, Any] | None = None,
     strict_isolation: bool = False,
     wait_for_capacity_s: float | None = None,
+    seccomp: SeccompSource | None = None,
     trace: bool = False,
     detach: Literal[True],
     settings: Settings | None = None,
@@ -96,6 +100,7 @@ def run_task(
     network_configuration: Mapping[str, Any] | None = None,
     strict_isolation: bool = False,
     wait_for_capacity_s: float | None = None,
+    seccomp: SeccompSource | None = None,
     trace: bool = False,
     detach: bool = False,
     settings: Settings | None = None,
@@ -122,6 +127,9 @@ def run_task(
         wait_for_capacity_s: where the host's capacity is taken, how long the launch waits in line,
             PROVISIONING, before it ends as one that failed to start; by default the setting
             capacity.wait_s, which is 0: it is refused at once.
+        seccomp: a system-call filter in Docker's format (a path, or the document as a dict) in
+            place of the built-in one, for all containers of the task, `exec` and health checks; it
+            goes before what the definition says.
         trace: record the time of each plan operation.
         detach: the task outlives this process: the run root's own supervisor, started when first
             needed, has it. Not with `on_event` and `stdout`; `fargatelite.find_task` finds it.
@@ -141,6 +149,7 @@ def run_task(
             publish=publish, launch_type=launch_type, allow_privileged=allow_privileged,
             address=address, network_configuration=network_configuration, trace=trace,
             strict_isolation=strict_isolation, wait_for_capacity_s=wait_for_capacity_s,
+            seccomp=read_profile(seccomp) if seccomp is not None else None,
         )  # fmt: skip
     if detach:
         if on_event is not None or stdout is not None:

@@ -18,6 +18,7 @@ from fargatelite.runtime.launch import make_spec, platform_of
 from fargatelite.runtime.trace import Timeline
 from fargatelite.sandbox.compile import compile_container
 from fargatelite.sandbox.plan import describe_op
+from fargatelite.sandbox.seccomp_profile import SeccompProfile
 from fargatelite.settings import Settings
 from fargatelite.taskdef.launch_type import FARGATE, Policy
 from fargatelite.taskdef.load import load_definition
@@ -36,6 +37,7 @@ def print_plans(
     pull: str,
     out: IO[str],
     policy: Policy = FARGATE,
+    seccomp: SeccompProfile | None = None,
 ) -> int:
     """Writes each container's plan, one operation a line; values of variables are not shown.
 
@@ -81,8 +83,11 @@ def print_plans(
             inputs=ContainerInputs(secrets={item.name: "<secret>" for item in container.secrets}),
             trace=False,
             launch_type=policy.name,
+            seccomp=seccomp,
         )
         out.write(f"# {container.name}: {container.image} ({image.digest})\n")
+        if seccomp is not None:
+            out.write("# system calls are filtered by the profile of --seccomp\n")
         for file in container.environment_files:
             out.write(f"# variables of {file.value}, read when the task starts\n")
         for secret in container.secrets:

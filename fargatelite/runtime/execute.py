@@ -175,6 +175,7 @@ class SupervisedTask:
             address=self._request.address,
             groups=self._request.groups,
             trace=self._request.trace,
+            seccomp=self._request.seccomp,
             credentials_id=self._work.credentials_id,
             phases=tuple(self.timeline.phases),
             leftovers=tuple(self._work.leftovers),

@@ -21,7 +21,7 @@ from fargatelite.cgroups.disks import find_disk
 from fargatelite.errors import FargateliteError, HostUnsupported, SandboxFailed
 from fargatelite.host import Host, can_run_programs_of
 from fargatelite.network.slot import PortPublication, Slot
-from fargatelite.rundir import RunDirectory
+from fargatelite.rundir import RunDirectory, ensure_private_directory
 from fargatelite.runtime.apparmor import ensure_profile
 from fargatelite.runtime.beside import beside
 from fargatelite.runtime.container_files import directory_of, hostname_of, write_task_files
@@ -41,6 +41,7 @@ from fargatelite.sandbox.mounts import TmpfsMount, VolumeMount, parse_tmpfs
 from fargatelite.sandbox.plan import encode_plan
 from fargatelite.sandbox.rootfs import SHM_BYTES, Directories
 from fargatelite.sandbox.seccomp import load_program
+from fargatelite.sandbox.seccomp_profile import SeccompProfile
 from fargatelite.security_groups import SecurityGroup
 from fargatelite.settings import BlockIo, Settings
 from fargatelite.shim import ProcessStarted, Ready, Shim
@@ -403,11 +404,15 @@ class Privileges(NamedTuple):
     is_unmasked: bool
 
 
-def privileges_of(settings: Settings, container: ContainerDefinition) -> Privileges:
+def privileges_of(
+    settings: Settings, container: ContainerDefinition, seccomp: SeccompProfile | None = None
+) -> Privileges:
     """Fargate's set and filter, and what the definition changes of them (contract 2.7, 4.2).
 
-    `privileged` is every capability within the task's user namespace, not the host's.
-    Raises: HostUnsupported without the AppArmor profile that the settings require.
+    `privileged` is every capability within the task's user namespace, not the host's. Whoever runs
+    the task has the last word: a `seccomp` profile of theirs holds for every container.
+    Raises: HostUnsupported, ConfigurationInvalid as `load_program`; HostUnsupported without the
+    AppArmor profile that the settings require.
     """
     linux = container.linux_parameters
     asked = linux.capabilities if linux is not None else None
@@ -415,14 +420,27 @@ def privileges_of(settings: Settings, container: ContainerDefinition) -> Privile
     if container.privileged:
         capabilities = capabilities_of(("ALL",), ())
     options = container.docker_security_options
-    is_unfiltered = container.privileged or "seccomp:unconfined" in options
+    is_unfiltered = seccomp is None and (container.privileged or "seccomp:unconfined" in options)
     return Privileges(
         capabilities=capabilities,
-        seccomp=b"" if is_unfiltered else load_program(settings.cache, capabilities),
+        seccomp=b"" if is_unfiltered else load_program(settings.cache, capabilities, seccomp),
         apparmor="" if container.privileged else ensure_profile(settings),
         has_new_privileges="no-new-privileges" not in options,
         is_unmasked=container.privileged,
     )
+
+
+def compile_filters(
+    settings: Settings, definition: TaskDefinition, seccomp: SeccompProfile
+) -> None:
+    """Has the filters of a user's profile ready for every container, so that one which libseccomp
+    does not take is refused before anything is made.
+
+    Raises: ConfigurationInvalid, HostUnsupported.
+    """
+    ensure_private_directory(Path(settings.data_root))
+    for container in definition.containers:
+        privileges_of(settings, container, seccomp)
 
 
 def platform_of(definition: TaskDefinition) -> str:
@@ -482,6 +500,7 @@ def make_spec(
     volumes: tuple[VolumeMount, ...] = (),
     pid_holder: int | None = None,
     launch_type: str = "FARGATE",
+    seccomp: SeccompProfile | None = None,
 ) -> ContainerSpec:
     """A container's specification from definition and image; makes nothing.
 
@@ -496,7 +515,7 @@ def make_spec(
             for item in linux.tmpfs
         )
     hostname = hostname_of(slot, definition, container)
-    privileges = privileges_of(settings, container)
+    privileges = privileges_of(settings, container, seccomp)
     process = resolve_process(
         entry_point=container.entry_point,
         command=container.command,

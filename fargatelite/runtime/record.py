@@ -18,6 +18,7 @@ from fargatelite.runtime.describe import TaskFacts, describe_task
 from fargatelite.runtime.events import LogsDroppedEvent
 from fargatelite.runtime.task import TaskState
 from fargatelite.runtime.trace import Phase
+from fargatelite.sandbox.seccomp_profile import SeccompProfile
 from fargatelite.security_groups import SecurityGroup
 from fargatelite.settings import Settings
 from fargatelite.taskdef.load import load_recorded
@@ -50,6 +51,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     address: str | None = None
     groups: tuple[SecurityGroup, ...] = ()
     trace: bool = False
+    seccomp: SeccompProfile | None = None
     credentials_id: str | None = None
     """What containers were told; nobody but this host's root reads it here."""
     phases: tuple[Phase, ...] = ()

@@ -22,10 +22,12 @@ from fargatelite.runtime.close import end_lost
 from fargatelite.runtime.describe import TaskFacts
 from fargatelite.runtime.events import Event
 from fargatelite.runtime.execute import SupervisedTask
+from fargatelite.runtime.launch import compile_filters
 from fargatelite.runtime.prepared import get_pool
 from fargatelite.runtime.record import decode_record
 from fargatelite.runtime.supervise import get_supervisor
 from fargatelite.runtime.trace import Timeline
+from fargatelite.sandbox.seccomp_profile import SeccompProfile
 from fargatelite.security_groups import SecurityGroup
 from fargatelite.settings import MAX_WAIT_S, Settings
 from fargatelite.taskdef.fields import TaskDefinition
@@ -62,6 +64,7 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True):
     groups: tuple[SecurityGroup, ...] = ()
     trace: bool = False
     wait_for_capacity_s: float = 0
+    seccomp: SeccompProfile | None = None
 
 
 def parse_publication(text: str) -> PortPublication:
@@ -125,6 +128,7 @@ def prepare_request(
     trace: bool,
     strict_isolation: bool = False,
     wait_for_capacity_s: float | None = None,
+    seccomp: SeccompProfile | None = None,
 ) -> TaskRequest:
     """Checks all that can be checked before anything is made; arguments as `run_task`'s.
 
@@ -134,7 +138,9 @@ def prepare_request(
     if strict_isolation or settings.strict_isolation:
         from fargatelite.runtime.security import require_isolation
 
-        require_isolation(settings, allow_privileged=allow_privileged)
+        require_isolation(
+            settings, allow_privileged=allow_privileged, has_own_filter=seccomp is not None
+        )
     policy = policy_for(launch_type, settings, allow_privileged=allow_privileged)
     loaded = (
         definition
@@ -153,6 +159,8 @@ def prepare_request(
         raise ConfigurationInvalid(
             f"wait_for_capacity_s is {wait_s}: expected 0 to {MAX_WAIT_S} seconds"
         )
+    if seccomp is not None:
+        compile_filters(settings, loaded, seccomp)
     return TaskRequest(
         task_id=names.new_task_id(),
         definition=to_wire(loaded),
@@ -178,6 +186,7 @@ def prepare_request(
         groups=network.groups,
         trace=trace,
         wait_for_capacity_s=wait_s,
+        seccomp=seccomp,
     )
 
 
@@ -218,6 +227,7 @@ def adopt_task(
             address=recorded.address,
             groups=recorded.groups,
             trace=recorded.trace,
+            seccomp=recorded.seccomp,
         ),
         sampler=get_sampler(settings),
         timeline=Timeline(),

@@ -104,7 +104,9 @@ def _is_exposed(path: Path) -> bool:
     return found.st_uid != 0 or bool(stat.S_IMODE(found.st_mode) & 0o077)
 
 
-def judge_defences(settings: Settings, facts: HostFacts) -> list[Defence]:
+def judge_defences(
+    settings: Settings, facts: HostFacts, *, has_own_filter: bool = False
+) -> list[Defence]:
     """How each defence stands that a task would run without; in a fixed order. Pure."""
     kmem = [word for word in facts.command_line if word.startswith("cgroup.memory=")]
     uncounted = [word for word in kmem if "nokmem" in word or "nosocket" in word]
@@ -137,6 +139,13 @@ def judge_defences(settings: Settings, facts: HostFacts) -> list[Defence]:
             "privileged containers", not settings.allow_privileged, "refused",
             "allow_privileged: such containers have every capability and no system-call filter",
             "switch it off",
+        ),
+        _judge(
+            "built-in filter", not has_own_filter,
+            "tasks have it, unless `run --seccomp` puts a profile in its place",
+            "a seccomp profile of one's own takes the place of the filter that refuses what the "
+            "page-cache attacks of 2026 and kernel exploits start from",
+            "leave --seccomp out",
         ),
         _judge(
             "core dumps", not facts.core_pattern.startswith(("|", "@")),
@@ -192,8 +201,11 @@ def look_at_defences(settings: Settings) -> list[Defence]:
     return tried + judge_defences(settings, HostFacts.read(settings))
 
 
-def require_isolation(settings: Settings, *, allow_privileged: bool = False) -> None:
-    """Refuses to go on where a defence is weaker that `accepted_weaknesses` does not name.
+def require_isolation(
+    settings: Settings, *, allow_privileged: bool = False, has_own_filter: bool = False
+) -> None:
+    """Refuses to go on where a defence is weaker that `accepted_weaknesses` does not name. A filter
+    of the user's counts as weaker whatever it says: nobody can tell what it lets through.
 
     Raises: HostUnsupported, one line with each of them.
     """
@@ -202,11 +214,13 @@ def require_isolation(settings: Settings, *, allow_privileged: bool = False) -> 
     )
     weaker = [
         f"{item.name} ({item.detail})"
-        for item in judge_defences(settings, HostFacts.read(settings))
+        for item in judge_defences(
+            settings, HostFacts.read(settings), has_own_filter=has_own_filter
+        )
         if item.state == WEAKER
     ]
     if weaker:
         raise HostUnsupported(
-            f"strict isolation: weaker on this host: {'; '.join(weaker)}; see "
+            f"strict isolation: weaker here: {'; '.join(weaker)}; see "
             '"fargatelite check --security", or name what you accept in accepted_weaknesses'
         )

@@ -437,6 +437,7 @@ class TaskWork:
                 volumes=volumes,
                 pid_holder=launch.PID_HOLDER if self.definition.pid_mode == "task" else None,
                 launch_type=self._live.facts.launch_type,
+                seccomp=self._request.seccomp,
             )
             if self.logs is not None:
                 held.spec = self.logs.wire(name, held.spec)

@@ -5,6 +5,8 @@ socket families that the page-cache attacks of 2026 used (design, "Sandbox"). A 
 in no list answers ENOSYS, so that programs fall back as on an older kernel; a call that is known
 and refused answers EPERM.
 
+A profile of the user's (seccomp_profile.py) takes its place, all of it.
+
 Compiling takes libseccomp some 20 ms, so a program is kept in the data root under a key of all
 that it depends on; libseccomp is imported only on a miss.
 """
@@ -21,8 +23,11 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from fargatelite.errors import HostUnsupported
+import msgspec
+
+from fargatelite.errors import ConfigurationInvalid, HostUnsupported
 from fargatelite.sandbox.capabilities import CAPABILITIES
+from fargatelite.sandbox.seccomp_profile import MACHINES, Action, SeccompProfile, select_rules
 
 __all__ = ["compile_profile", "load_program"]
 
@@ -112,6 +117,9 @@ _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 _MAGIC = b"FLSC"
 
+_UNKNOWN = -1  # __NR_SCMP_ERROR; the names of other architectures have lower numbers
+_MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
+
 
 # Before libseccomp's program, which turns a rule for i386 socket(2) into one for socketcall(2) that
 # has lost its arguments: socketcall does not exist. (Libraries since glibc 2.22 call socket.)
@@ -158,10 +166,12 @@ def _add_conditional(library: Any, profile: Any, is_native: bool) -> None:
     # (the default) makes libraries use clone and socket.
 
 
-def compile_profile(capabilities: int) -> bytes:
-    """The BPF program for a container with this capability mask, as an array of sock_filter.
+def compile_profile(capabilities: int, own: SeccompProfile | None = None) -> bytes:
+    """The BPF program for a container with this capability mask, as an array of sock_filter: of the
+    built-in lists, or of the user's `own` profile.
 
-    Raises: HostUnsupported when libseccomp is not installed.
+    Raises: HostUnsupported when libseccomp is not installed; ConfigurationInvalid for a profile
+        that it does not take.
     """
     try:
         import pyseccomp as library
@@ -169,15 +179,80 @@ def compile_profile(capabilities: int) -> bytes:
         raise HostUnsupported(
             f"cannot load libseccomp ({error}); install it (Debian: apt-get install libseccomp2)"
         ) from error
+    if own is not None:
+        return _compile_own(library, capabilities, own)
     profile = _build(library, capabilities, library.Arch.NATIVE)
     prologue = b""
     if platform.machine() == "x86_64":
         profile.merge(_build(library, capabilities, library.Arch.X86))
         prologue = _PROLOGUE
+    return prologue + _export(profile)
+
+
+def _export(profile: Any) -> bytes:
     with tempfile.TemporaryFile() as file:
         profile.export_bpf(file)
         file.seek(0)
-        return prologue + file.read()
+        return file.read()
+
+
+def _set_attributes(library: Any, profile: Any) -> None:
+    # x32 and any other entry: as if the kernel did not have it.
+    profile.set_attr(library.Attr.ACT_BADARCH, library.ERRNO(errno.ENOSYS))
+    # The set-up code decides about no_new_privs itself (off by default on Fargate, contract 4.2).
+    profile.set_attr(library.Attr.CTL_NNP, 0)
+    if hasattr(library.Attr, "CTL_OPTIMIZE"):
+        profile.set_attr(library.Attr.CTL_OPTIMIZE, 2)  # a binary tree instead of a list
+
+
+def _compile_own(library: Any, capabilities: int, own: SeccompProfile) -> bytes:
+    machine = platform.machine()
+    if machine not in MACHINES:
+        raise HostUnsupported(f"profiles of system calls are known for {', '.join(MACHINES)} only")
+
+    def action_of(action: Action) -> int:
+        known = getattr(library, action.name)
+        return int(known(action.number) if action.name in ("ERRNO", "TRACE") else known)
+
+    default = action_of(own.default)
+    profile = library.SyscallFilter(default)
+    _set_attributes(library, profile)
+    entries = own.entries(machine)
+    for name in entries[1:]:
+        profile.add_arch(getattr(library.Arch, name))
+    has_socketcall = False
+    for number, rule in select_rules(own, capabilities, machine, platform.release()):
+        action = action_of(rule.action)
+        if action == default:  # libseccomp refuses what says nothing
+            continue
+        arguments = tuple(
+            library.Arg(item.index, getattr(library, item.operator), item.value, item.value_two)
+            for item in rule.comparisons
+        )
+        # Several comparisons of one argument are alternatives (runc, crun): libseccomp takes none.
+        indexes = [item.index for item in rule.comparisons]
+        is_split = len(set(indexes)) < len(indexes)
+        for name in rule.names:
+            if "\0" in name or library.resolve_syscall(library.Arch.NATIVE, name) == _UNKNOWN:
+                continue
+            has_socketcall |= name == "socketcall"
+            try:
+                for some in [(item,) for item in arguments] if is_split else [arguments]:
+                    profile.add_rule(action, name, *some)
+            except OSError as error:
+                raise ConfigurationInvalid(
+                    f"seccomp profile: syscalls[{number}]: libseccomp does not take the rule for "
+                    f"{name}: {error.strerror}"
+                ) from error
+    # libseccomp makes an unasked rule for socketcall(2) of one for socket(2): see _PROLOGUE.
+    needs_prologue = "X86" in entries and not has_socketcall
+    program = (_PROLOGUE if needs_prologue else b"") + _export(profile)
+    if len(program) // 8 > _MAX_INSTRUCTIONS:
+        raise ConfigurationInvalid(
+            f"seccomp profile: {len(program) // 8} instructions; the kernel takes "
+            f"{_MAX_INSTRUCTIONS}: leave rules out"
+        )
+    return program
 
 
 def _build(library: Any, capabilities: int, architecture: Any) -> Any:
@@ -187,12 +262,7 @@ def _build(library: Any, capabilities: int, architecture: Any) -> Any:
     if not is_native:
         profile.add_arch(architecture)
         profile.remove_arch(library.Arch.NATIVE)
-    # x32 and any other entry: as if the kernel did not have it.
-    profile.set_attr(library.Attr.ACT_BADARCH, library.ERRNO(errno.ENOSYS))
-    # The set-up code decides about no_new_privs itself (off by default on Fargate, contract 4.2).
-    profile.set_attr(library.Attr.CTL_NNP, 0)
-    if hasattr(library.Attr, "CTL_OPTIMIZE"):
-        profile.set_attr(library.Attr.CTL_OPTIMIZE, 2)  # a binary tree instead of a list
+    _set_attributes(library, profile)
 
     def known(name: str) -> bool:
         return bool(library.resolve_syscall(architecture, name) >= 0)
@@ -209,18 +279,24 @@ def _build(library: Any, capabilities: int, architecture: Any) -> Any:
     return profile
 
 
-def _cache_key(capabilities: int) -> str:
-    parts = (_PROFILE_VERSION, platform.machine(), platform.release(), f"{capabilities:x}")
+def _cache_key(capabilities: int, own: SeccompProfile | None) -> str:
+    parts: tuple[object, ...] = (
+        _PROFILE_VERSION, platform.machine(), platform.release(), f"{capabilities:x}",
+    )  # fmt: skip
+    if own is not None:
+        parts = (*parts, hashlib.sha256(msgspec.json.encode(own)).hexdigest())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def load_program(cache: Path, capabilities: int) -> bytes:
-    """The program for this capability mask, from the cache directory or compiled into it.
+def load_program(cache: Path, capabilities: int, own: SeccompProfile | None = None) -> bytes:
+    """The program for this capability mask, of the built-in lists or of the user's `own` profile,
+    from the cache directory or compiled into it.
 
     A cached file that is torn or of another version is compiled anew and replaced.
-    Raises: HostUnsupported when libseccomp is needed and not installed.
+    Raises: HostUnsupported when libseccomp is needed and not installed; ConfigurationInvalid for a
+        profile that it does not take.
     """
-    path = cache / f"seccomp-{_cache_key(capabilities)}"
+    path = cache / f"seccomp-{_cache_key(capabilities, own)}"
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -229,7 +305,7 @@ def load_program(cache: Path, capabilities: int) -> bytes:
         program = data[8:]
         if struct.unpack_from("<I", data, 4)[0] == zlib.crc32(program):
             return program
-    program = compile_profile(capabilities)
+    program = compile_profile(capabilities, own)
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     temporary.write_bytes(_MAGIC + struct.pack("<I", zlib.crc32(program)) + program)

@@ -7,6 +7,7 @@ behind the filter: the arguments are chosen so that nothing happens.
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -326,10 +327,26 @@ def test_no_process_of_the_host(attempts: Attempts) -> None:
     )
 
 
-def test_cve_2020_15257_abstract_sockets(attempts: Attempts) -> None:
-    """CVE-2020-15257: an abstract socket of the runtime in the task's network namespace; with the
-    host's namespace its own abstract sockets, if it has any, are there."""
+def test_cve_2020_15257_abstract_sockets(
+    attempts: Attempts, ground: Settings, attack_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CVE-2020-15257: an abstract socket of the host, which in the host's network namespace is
+    there for whoever knows its name; in the task's own is none."""
     attempts.fail("abstract_socket", "none")
+
+    def answer() -> str:
+        task = run_task(
+            task_of(container(attack_image, "attack", "abstract_socket")), settings=ground
+        )
+        task.wait(TIMEOUT_S)
+        return text_of(task).strip()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("\0of the host")
+        listener.listen()
+        assert answer() == "none"
+        edit_plans(monkeypatch, Weakness(frozenset({"network namespace"})).edit)
+        assert answer() == "OK"
 
 
 @pytest.mark.parametrize("name", ["cap_inheritable", "cap_ambient"])

@@ -10,10 +10,9 @@ import shutil
 import stat
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,15 @@ import pytest
 from fargatelite import Settings, Task, run_task
 from fargatelite.cli.main import main
 from fargatelite.errors import InvalidTaskDefinition
+from fargatelite.images import store
 from fargatelite.names import parse_task_id
 from fargatelite.rundir import RunDirectory
+from fargatelite.runtime import work
 from fargatelite.runtime.guest import GUEST_NUMBER
+from fargatelite.runtime.images import open_store
 from fargatelite.runtime.record import read_record
-from fargatelite.sandbox.compile import complete_guest
+from fargatelite.runtime.request import PullPolicy
+from fargatelite.sandbox.compile import ContainerSpec, compile_guest, complete_guest
 from fargatelite.sandbox.plan import Op, Plan, decode_plan, encode_plan
 from fargatelite.shim import (
     _MAGIC,
@@ -43,6 +46,7 @@ from fargatelite.shim import (
 )
 from tests.attacks.conftest import (
     TIMEOUT_S,
+    Weakness,
     before_the_root,
     container,
     edit_plans,
@@ -197,7 +201,7 @@ def test_another_user_cannot_look_into_the_shim(
 
 
 def test_another_user_cannot_signal_the_shim(ground: Settings, hostile_task: Task) -> None:
-    """kill(2) from a user whose ids a task could have."""
+    """kill(2) from a user whose ids a task could have: a process of that user's own gets it."""
     program = (
         "import os, sys\ntry: os.kill(int(sys.argv[1]), 0)\nexcept OSError as e: print(e.errno)"
     )
@@ -411,27 +415,72 @@ def test_cve_2024_40635_users_beyond_the_namespace(
     assert text_of(allowed).splitlines()[-1] == "65534"
 
 
-def test_cve_2026_47262_endless_passwd(
-    ground: Settings, registry: RunningRegistry, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """CVE-2026-47262: /etc/group of 1 GiB, one line, in a layer of some KiB."""
-    huge = tarfile.TarInfo("etc/group")
-    huge.size = 1 << 30
-    huge.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
-    files = busybox_files()
-    files["etc/group"] = b"x" * (64 << 20)
-    path = tmp_path_factory.mktemp("huge") / "layout"
-    image = registry.push(build_oci_layout(path, [tar_layer(files)], {"User": "app:extra"}), "huge")
-    task = run_task(task_of(container(image, "true")), settings=ground)
+@pytest.mark.parametrize(
+    ("number", "then"), [(1 << 32, "0"), ((1 << 32) - 1, "65534"), (1 << 31, None), (65536, None)]
+)
+def test_cve_2024_40635_a_number_that_nobody_looks_at(
+    ground: Settings, attack_image: str, monkeypatch: pytest.MonkeyPatch, number: int,
+    then: str | None,
+) -> None:  # fmt: skip
+    """The other half: in the plan of a user nothing is parsed any more. Beyond 32 bits it is root,
+    and -1 is "as before" (setresuid(2)): the host's root, for whom the container has no number;
+    what a namespace of 65,536 ids does not have the kernel refuses by itself (since 3.8)."""
+
+    def unlooked(plan: Plan) -> Plan:
+        return tuple(
+            Op("user", (number, *item.values[1:])) if item.name == "user" else item for item in plan
+        )
+
+    edit_plans(monkeypatch, unlooked)
+    task = run_task(task_of(container(attack_image, "id", "-u", user="app")), settings=ground)
     task.wait(TIMEOUT_S)
-    assert task.exit_code is None
-    assert "group" in (task.containers["app"].reason or "") + (task.stopped_reason or "")
-    files["etc/group"] = b"extra:x:77:\n"
-    path = tmp_path_factory.mktemp("small") / "layout"
-    layout = build_oci_layout(path, [tar_layer(files)], {"User": "app:extra"})
-    task = run_task(task_of(container(registry.push(layout, "small"), "id", "-g")), settings=ground)
-    assert task.wait(TIMEOUT_S) == 0
-    assert text_of(task) == "77\n"
+    if then is None:
+        assert "setresuid" in (task.containers["app"].reason or "")
+    else:
+        assert text_of(task).split() == [then], task.containers["app"].reason
+
+
+def test_cve_2026_47262_endless_passwd(
+    ground: Settings, registry: RunningRegistry, tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """CVE-2026-47262: /etc/group of 64 MiB, one line, in a layer of some KiB. A mebibyte of it is
+    all that is kept; what stands behind that is read by a store that has another bound."""
+
+    def pushed(group: bytes) -> str:
+        files = busybox_files() | {"etc/group": group}
+        path = tmp_path_factory.mktemp("group") / "layout"
+        layout = build_oci_layout(path, [tar_layer(files)], {"User": "app:extra"})
+        return registry.push(layout, "group")
+
+    def task_of_image(image: str, pull: PullPolicy = "always") -> Task:
+        task = run_task(task_of(container(image, "id", "-g")), settings=ground, pull=pull)
+        task.wait(TIMEOUT_S)
+        return task
+
+    assert text_of(task_of_image(pushed(b"extra:x:77:\n"))) == "77\n"
+    for endless in (b"x" * (64 << 20), b"x" * (2 << 20) + b"\nextra:x:77:\n"):
+        image = pushed(endless)
+        task = task_of_image(image)
+        assert task.exit_code is None
+        assert "group" in (task.containers["app"].reason or "") + (task.stopped_reason or "")
+    images = open_store(ground)
+    (kept,) = (item for item in images.list_images() if len(item.group) == store.MAX_FILE_READ
+               and task.state.container("app").image_digest == item.digest)  # fmt: skip
+    stored = images.read_image_file(kept.image_id)
+    monkeypatch.setattr(store, "MAX_FILE_READ", 4 << 20)
+    images.discard(images.image_directory(kept.image_id))
+    assert kept.image_id not in {item.image_id for item in images.list_images()}
+    images.build_image(
+        kept.image_id, stored.config,
+        [
+            store.LayerEntry(
+                diff_id=diff_id, compressed_bytes=stored.compressed_bytes, blob_bytes=blocks * 4096
+            )
+            for diff_id, blocks in zip(stored.diff_ids, stored.blob_blocks, strict=True)
+        ],
+    )  # fmt: skip
+    assert text_of(task_of_image(image, "never")).split()[-1] == "77"
 
 
 LABELS = {
@@ -527,7 +576,8 @@ EXECS = 10_000
 def test_execs_that_are_given_up(ground: Settings, attack_image: str) -> None:
     """CVE-2022-23471, CVE-2025-64329 (containerd): an exec whose client goes away left a goroutine,
     and at last no memory. 10,000 of them, at different moments, into a container that kills whoever
-    comes: the shim is what it was."""
+    comes: the shim is what it was. What the shim holds of each client goes with its descriptor in
+    one place of its loop: there is no defence beside it to take away."""
     hostile = container(attack_image, "sh", "-c", "while :; do kill -9 -1; done", name="hostile")
     with run_task(
         task_of(hostile, container(attack_image, "sleep", "300", name="calm")), settings=ground
@@ -625,12 +675,66 @@ def test_cve_2021_30465_a_mount_point_is_swapped(
         shutil.rmtree(canary)
 
 
+def racing_directory(
+    settings: Settings, image: str, is_enough: Callable[[set[str], list[int]], bool]
+) -> tuple[set[str], list[int]]:
+    """What `ls` shows to those who join a container whose working directory becomes a link to a
+    descriptor of the shim's, over and over, until `is_enough` or the time is over; and how often it
+    became one during each of them."""
+    swap = (
+        f"cd /race; touch d/own; ln -s /proc/self/fd/{RUN_DIRECTORY_FD} l; while :; do "
+        "mv d e; mv l d; mv d l; mv e d; printf . >> /swaps; done 2>/dev/null"
+    )
+    seen: set[str] = set()
+    during: list[int] = []
+    racer = container(image, "sh", "-c", swap, workingDirectory="/race/d")
+    with run_task(task_of(racer), settings=settings) as task:
+        task.until("RUNNING", TIMEOUT_S)
+        swaps = settings.layers / task.id / "app" / "upper" / "swaps"
+        deadline = time.monotonic() + TIMEOUT_S
+        while not is_enough(seen, during):
+            assert time.monotonic() < deadline, seen
+            before = swaps.stat().st_size if swaps.exists() else 0
+            done = run_cli(settings, "exec", "--force", task.id, "ls")
+            seen.add(done.stdout if done.returncode == 0 else "refused")
+            during.append((swaps.stat().st_size if swaps.exists() else 0) - before)
+    return seen, during
+
+
+def test_cve_2024_21626_a_working_directory_is_swapped(
+    ground: Settings, attack_image: str, tmp_path: Path
+) -> None:
+    """CVE-2024-21626 by `exec`: the container's working directory is a link to a directory of the
+    host by the time somebody joins. chdir(2) comes when the root is the container's and the ids are
+    the task's, and where it led to is looked at after it: it is the container's own or refused."""
+    seen, during = racing_directory(
+        ground, attack_image, lambda seen, during: len(during) >= 20 and len(seen) >= 2
+    )
+    assert seen == {"own\n", "refused"}
+    assert sum(count > 0 for count in during) >= 10, during
+
+    def weakened(spec: ContainerSpec) -> Plan:
+        return Weakness(frozenset({"user namespace"})).edit(compile_guest(spec))
+
+    with pytest.MonkeyPatch.context() as patch:
+        weaken_shim(
+            patch, tmp_path,
+            ("ops.c", "syscall(SYS_getcwd, where, sizeof where) < 0", "0"),
+            ("ops.c", "return where[0] == '/' ? 0 :", "where[0] = '/';\n    return 1 ? 0 :"),
+        )  # fmt: skip
+        patch.setattr(work, "compile_guest", weakened)
+        racing_directory(
+            ground, attack_image, lambda seen, _: any("shim.sock" in item for item in seen)
+        )
+
+
 def test_cp_runs_nothing_of_the_container(
     ground: Settings, registry: RunningRegistry, attack_program: bytes,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:  # fmt: skip
     """CVE-2019-14271, CVE-2026-41567: `docker cp` loaded libnss, ran a decompressor of the
-    container. All programs of this one's are traps."""
+    container. All programs of this one's are traps; a copy the way others make it, by the
+    container's tar, springs them."""
     trap = b"#!/bin/busybox sh\necho sprung >> /sprung\n"
     files = busybox_files() | {
         "bin/tar": trap, "bin/gzip": trap, "bin/unpigz": trap, "bin/xz": trap,
@@ -647,8 +751,8 @@ def test_cp_runs_nothing_of_the_container(
             execute(ground, task, "sh", "-c", "cat /tmp/back; ls /sprung 2>/dev/null; true")
             == "data"
         )
-        # They are traps: whoever runs one inside springs it.
-        assert execute(ground, task, "sh", "-c", "/bin/tar; cat /sprung") == "sprung\n"
+        execute(ground, task, "tar", "-cf", "-", "/data/file")
+        assert execute(ground, task, "cat", "/sprung") == "sprung\n"
     assert (out / "file").read_bytes() == b"data"
 
 

@@ -9,7 +9,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests.attacks.conftest import Attempts
+from fargatelite import Settings, run_task
+from fargatelite.sandbox.seccomp import ALLOWED
+from tests.attacks.conftest import (
+    TIMEOUT_S,
+    Answers,
+    Attempts,
+    answers_of,
+    container,
+    task_of,
+    text_of,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.registry]
 
@@ -308,3 +318,36 @@ def test_i386_clone3(attempts: Attempts) -> None:
     """clone3(2) by the entry of 32 bit."""
     attempts.need("i386_getpid", "OK")
     attempts.fail("i386_clone3", "ENOSYS", without=ALONE, then={"EINVAL"})
+
+
+def test_a_profile_takes_the_place_of_the_filter(
+    attempts: Attempts, ground: Settings, attack_image: str
+) -> None:
+    """`--seccomp` of the user's (Docker's format): one that allows all is as no filter; podman's of
+    Debian 12 lets through what it does under podman. A profile for socket(2) alone does not open
+    socketcall(2), which libseccomp would (see test_i386_socketcall)."""
+
+    def under(profile: object) -> Answers:
+        task = run_task(
+            task_of(container(attack_image, "attack", "all")), settings=ground, seccomp=profile
+        )  # type: ignore[call-overload]
+        task.wait(TIMEOUT_S)
+        return answers_of(text_of(task))
+
+    names = ("af_alg", "netlink_xfrm", "keyctl", "unshare_user", "clone3", "io_uring_setup")
+    bare, weakened = under({"defaultAction": "SCMP_ACT_ALLOW"}), attempts.weakened(*ALONE)
+    assert {name: bare[name] for name in names} == {name: weakened[name] for name in names}
+    podmans = under("/usr/share/containers/seccomp.json")
+    assert podmans["netlink_xfrm"] in {"OK", "EPROTONOSUPPORT"}
+    assert podmans["unshare_mount"] == podmans["bpf"] == "EPERM"
+    if attempts.defended.get("i386_getpid") == "OK":
+        inet = {"index": 0, "value": 2, "op": "SCMP_CMP_EQ"}
+        only_inet = {
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+            "syscalls": [
+                {"names": [*ALLOWED, "clone"], "action": "SCMP_ACT_ALLOW"},
+                {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [inet]},
+            ],
+        }
+        assert under(only_inet)["i386_socketcall"] == "ENOSYS"

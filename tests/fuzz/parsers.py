@@ -10,7 +10,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from fargatelite.errors import (
+    ConfigurationInvalid,
     ImageInvalid,
     ImageNotFound,
     InvalidTaskDefinition,
@@ -22,6 +25,7 @@ from fargatelite.images.manifest import parse_config, parse_manifest
 from fargatelite.images.tar import parse_header, parse_pax
 from fargatelite.meter.ledger import parse_ledger
 from fargatelite.sandbox.plan import decode_plan, encode_plan
+from fargatelite.sandbox.seccomp_profile import SeccompProfile, parse_profile, select_rules
 from fargatelite.sandbox.users import resolve_user
 from fargatelite.shim import read_exit_records
 from fargatelite.taskdef.load import load_definition
@@ -118,6 +122,17 @@ def _definition(data: bytes) -> None:
         return
 
 
+def _seccomp(data: bytes) -> None:
+    try:
+        profile = parse_profile(data, "fuzzed")
+    except ConfigurationInvalid:
+        return
+    # As it goes through the record of a task.
+    assert msgspec.json.decode(msgspec.json.encode(profile), type=SeccompProfile) == profile
+    assert len(list(select_rules(profile, 0, "x86_64", "6.1.0"))) <= len(profile.rules)
+    assert profile.entries("x86_64")[0] == "X86_64"
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "layer": _layer,
     "header": _header,
@@ -129,4 +144,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "exits": _exits,
     "ledger": _ledger,
     "definition": _definition,
+    "seccomp": _seccomp,
 }

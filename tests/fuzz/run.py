@@ -27,7 +27,7 @@ C_TARGETS = {
 }
 PYTHON_TARGETS = (
     "layer", "header", "pax", "manifest", "config", "users", "plan", "exits", "ledger",
-    "definition",
+    "definition", "seccomp",
 )  # fmt: skip
 
 

@@ -144,23 +144,35 @@ def test_a_fifo_does_not_hold_it_and_a_device_is_not_opened(
 def test_a_tree_that_changes_meanwhile_stays_inside(
     task: Task, settings: Settings, tmp_path: Path
 ) -> None:
-    """A directory that becomes a link to a directory of the host's name, over and over."""
+    """A directory that becomes a link to a directory of the host's name, over and over, also while
+    each copy is made."""
     bait = tmp_path / "bait"
     bait.mkdir()
     (bait / "host-only").write_text("host")
     inside(
         settings, task,
         "mkdir -p /race/d; echo c > /race/d/own; (cd /race; while :; do"
-        f" ln -s {bait} l 2>/dev/null; mv d e; mv l d; mv d l; mv e d; done) >/dev/null 2>&1 &",
+        f" ln -s {bait} l 2>/dev/null; mv d e; mv l d; mv d l; mv e d; printf . >> /swaps; done)"
+        " >/dev/null 2>&1 &",
     )  # fmt: skip
+
+    def swaps() -> int:
+        return (settings.layers / task.id / "app" / "upper" / "swaps").stat().st_size
+
+    during = []
     for number in range(12):
         out = tmp_path / f"out-{number}"
+        before = swaps()
         cp(settings, f"{task.id}:/race", out)
+        during.append(swaps() - before)
         found = [path for path in out.rglob("*") if not path.is_symlink()]
         assert "host-only" not in {path.name for path in found}
     (tmp_path / "in").write_text("x")
     for _ in range(12):
+        before = swaps()
         cp(settings, tmp_path / "in", f"{task.id}:/race/d/planted")
+        during.append(swaps() - before)
+    assert min(during) > 0, during
     assert [path.name for path in bait.iterdir()] == ["host-only"]
 
 

@@ -68,7 +68,7 @@ def test_a_strict_run_refuses_with_one_line(
     done = command_line("run", "--strict-isolation", tmp_path / "task.json")
     assert done.returncode == 125
     (line,) = done.stderr.splitlines()
-    assert line.startswith("Error: strict isolation: weaker on this host: storage limit (")
+    assert line.startswith("Error: strict isolation: weaker here: storage limit (")
     assert "check --security" in line
     tasks = json.loads(command_line("ps", "--all", "--output", "json").stdout)["taskArns"]
     assert len(tasks) == 1, "nothing was made for the refused one"

@@ -18,6 +18,17 @@ GOOD = HostFacts(
 STRICT = Settings()
 
 
+def test_a_filter_of_ones_own_is_weaker_for_its_task_alone() -> None:
+    def state(settings: Settings, **more: bool) -> str:
+        found = {item.name: item.state for item in judge_defences(settings, GOOD, **more)}
+        return found["built-in filter"]
+
+    assert state(STRICT) == "in force"
+    assert state(STRICT, has_own_filter=True) == "weaker"
+    accepting = msgspec.structs.replace(STRICT, accepted_weaknesses=("built-in filter",))
+    assert state(accepting, has_own_filter=True) == "accepted"
+
+
 def weaker(settings: Settings, facts: HostFacts) -> dict[str, str]:
     return {
         item.name: item.detail
