@@ -3,7 +3,7 @@
 A thousand tasks of one idle container each, started by one process: memory per task all told (what
 MemAvailable lost), the kernel's share of it (slab), the supervisor's, the launch time of the last
 beside the first, and the removal of all. Then a hundred images of one base: the disk that each
-takes. Run as root.
+takes, and the page cache once containers have read all files of some. Run as root.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 import fargatelite
 from benchmarks.images import TAG, make_large, running_registry
-from benchmarks.launch import Launch, definition_of, make_layers
-from benchmarks.peers import memory_directory, running_peers
+from benchmarks.launch import LIMITS, Launch, definition_of, make_layers
+from benchmarks.peers import Peers, memory_directory, running_peers
 from benchmarks.report import BENCH
 from benchmarks.rows import Row, compare, state, versions, write_results
 from fargatelite.images.credentials import RegistryConfig
@@ -33,6 +33,23 @@ from tests.fixtures.images import build_oci_layout, tar_layer
 TASKS = 1000
 SHARED_IMAGES = 100
 SAMPLED = 20
+READERS = 10
+READ = """
+import os, sys
+device = os.stat("/").st_dev
+for top, names, files in os.walk("/"):
+    names[:] = [name for name in names if os.lstat(os.path.join(top, name)).st_dev == device]
+    for name in files:
+        path = os.path.join(top, name)
+        if not os.path.islink(path) and os.lstat(path).st_dev == device:
+            with open(path, "rb") as file:
+                while file.read(1 << 20):
+                    pass
+print("read", flush=True)
+if len(sys.argv) > 1:
+    import time
+    time.sleep(999)
+"""
 TIMEOUT_S = 120
 
 
@@ -132,7 +149,10 @@ def measure_images(base: Path, run: Path, count: int) -> list[Row]:
     """`count` images, each the large one and a layer of 1 MiB of its own."""
     large = make_large(BENCH / "pull")
     shutil.rmtree(base / "shared", ignore_errors=True)
-    store = ImageStore(base / "shared", config=RegistryConfig())
+    settings = Settings(data_root=str(base / "shared"), run_root=str(run / "shared"))
+    settings.images.parent.mkdir(mode=0o700)
+    store = ImageStore(settings.images, config=RegistryConfig())
+    references: list[str] = []
     with (
         running_registry(base / "registry") as registry,
         running_peers(base / "peers", run) as peers,
@@ -148,16 +168,57 @@ def measure_images(base: Path, run: Path, count: int) -> list[Row]:
                 shutil.rmtree(layout, ignore_errors=True)
                 derive(large, layout, own)
                 reference = registry.push(layout, f"derived-{number}", TAG)
+                references.append(reference)
                 store.pull(reference)
                 peers.run([*peers.podman(), "pull", "--quiet", "--tls-verify=false", reference])
             ours = (disk_mib(base / "shared") - ours) / count
             theirs = (disk_mib(base / "peers") - theirs) / count
+            readers = min(READERS, count)
+            cache = [
+                *compare_page_cache(settings, peers, "task", [references[0]] * readers),
+                *compare_page_cache(settings, peers, "image", references[:readers]),
+            ]
         finally:
             peers.remove_podman()
             shutil.rmtree(base / "shared", ignore_errors=True)
     return [
         compare(f"disk per image of {count} that share a base, 1 MiB of its own", "MiB", [ours],
-                "podman", [theirs], "ratio <= 1.1")
+                "podman", [theirs], "ratio <= 1.1"),
+        *cache,
+    ]  # fmt: skip
+
+
+def compare_page_cache(
+    settings: Settings, peers: Peers, of_each: str, references: list[str]
+) -> list[Row]:
+    """What the kernel keeps of files once a container of each image has read all of its own."""
+    tasks: list[fargatelite.Task] = []
+    before = settle()["Cached"]
+    try:
+        for reference in references:
+            definition = {**definition_of(reference), "cpu": "1024", "memory": "2048"}
+            # Alive until all have read: with its last task an image's mount goes, and its cache.
+            definition["containerDefinitions"][0]["command"] = ["python3", "-c", READ, "stay"]
+            tasks.append(fargatelite.run_task(definition, pull="missing", settings=settings))
+            if not any(line.text == b"read" for line in tasks[-1].logs("main", follow=True)):
+                raise RuntimeError(f"a reader ended: {tasks[-1].containers['main'].reason}")
+        ours = memory_kib()["Cached"] - before
+    finally:
+        for task in tasks:
+            task.stop()
+        for task in tasks:
+            task.wait(TIMEOUT_S)
+    before = settle()["Cached"]
+    for reference in references:
+        peers.run(
+            [*peers.podman(), "run", "--rm", "--network=none", *LIMITS,
+             f"--cgroup-parent=/{peers.group}", reference, "python3", "-c", READ]
+        )  # fmt: skip
+    theirs = memory_kib()["Cached"] - before
+    name = f"page cache per {of_each} of {len(references)}, all of its files read"
+    return [
+        compare(name, "MiB", [ours / len(references) / 1024], "podman",
+                [theirs / len(references) / 1024])
     ]  # fmt: skip
 
 
