@@ -244,7 +244,9 @@ def _serve(request: Answer) -> Answer:
     counted = _disarm()
     if data:
         return json.loads(data)  # type: ignore[no-any-return]
-    return {"killed": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, "counted": counted}
+    killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    # Dumping them may end a process whose threads run on (SIGSEGV).
+    return {"killed": killed, "counted": counted, "stacks": stacks.read_text()}
 
 
 def main() -> None:
