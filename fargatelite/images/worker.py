@@ -26,6 +26,7 @@ from fargatelite import errors
 from fargatelite.errors import (
     DigestMismatch,
     FargateliteError,
+    HostUnsupported,
     ImageError,
     ImageInvalid,
     ImageNotFound,
@@ -115,9 +116,17 @@ def _converse(
         threading.Thread(target=read_answers, daemon=True),
         threading.Thread(target=lambda: said.append(stderr.read()), daemon=True),
     ]
-    for reader in readers:
-        reader.start()
+    started: list[threading.Thread] = []
     try:
+        for reader in readers:
+            try:
+                reader.start()
+            except RuntimeError as error:
+                raise HostUnsupported(
+                    f"cannot fetch or load an image: {error}: see ulimit -u and pids.max",
+                    errno=errno.EAGAIN,
+                ) from error
+            started.append(reader)
         process.stdin.write(msgspec.json.encode(request) + b"\n")
         process.stdin.close()
         while True:
@@ -143,7 +152,7 @@ def _converse(
         if process.poll() is None:
             process.kill()
         process.wait()
-        for reader in readers:
+        for reader in started:
             reader.join()
         stdout.close()
         stderr.close()

@@ -38,7 +38,14 @@ from fargatelite.sandbox.compile import ContainerSpec, compile_container, compil
 from fargatelite.sandbox.mounts import VolumeMount
 from fargatelite.sandbox.plan import Plan, encode_plan
 from fargatelite.settings import Settings
-from fargatelite.shim import ProcessStatus, Ready, Shim, read_exit_records
+from fargatelite.shim import (
+    ExitRecord,
+    ProcessExited,
+    ProcessStatus,
+    Ready,
+    Shim,
+    read_exit_records,
+)
 from fargatelite.taskdef.fields import ContainerDefinition, TaskDefinition
 
 if TYPE_CHECKING:
@@ -208,7 +215,6 @@ class TaskWork:
 
         Raises: FargateliteError; OSError.
         """
-        exits = {record.number: record for record in read_exit_records(self.run.path / EXITS_NAME)}
         self._credentials_id = recorded.credentials_id
         self._has_images = True
         self._find_images(recorded.state)
@@ -216,15 +222,20 @@ class TaskWork:
             shim = Shim.connect(self.run.path)
         except (FileNotFoundError, ConnectionRefusedError):
             self._resume_ended_logs(recorded.state)
-            return Found(exits=exits)
+            return Found(exits=self._read_exits())
         live = {}
         shim.request_status()
         while not isinstance(event := shim.receive(SHIM_TIMEOUT_S), Ready):
             if event is None:
                 self._resume_ended_logs(recorded.state)
-                return Found(exits=exits)
+                return Found(exits=self._read_exits())
             if isinstance(event, ProcessStatus):
                 live[event.number] = (event.pid, event.started_at_ns)
+            elif isinstance(event, ProcessExited):
+                live.pop(event.number, None)
+        # After what lives: one that ends in between is among those that ended, which the shim has
+        # written down before it lets go of them, or tells so when we listen.
+        exits = self._read_exits()
         if recorded.slot is None:
             shim.close()
             return Found(live=live, exits=exits)
@@ -259,6 +270,9 @@ class TaskWork:
             if self.logs is not None and has_run:
                 self.logs.resume(item.name, shim, number, is_live=number in live)
         return Found(live=live, exits=exits)
+
+    def _read_exits(self) -> dict[int, ExitRecord]:
+        return {record.number: record for record in read_exit_records(self.run.path / EXITS_NAME)}
 
     def _resume_ended_logs(self, state: machine.TaskState, shim: Shim | None = None) -> None:
         """What is left of a task whose containers have all ended is sent before it is removed."""

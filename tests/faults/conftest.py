@@ -170,7 +170,7 @@ class Promises:
             problems.append(f"hung:\n{answer['hung']}")
         if answer.get("isUnexpected"):
             problems.append(f"{answer['traceback']}")
-        settled = self.driver.do("settle", verify=True)
+        settled = self.driver.do("settle", verify=True, known=sorted(self.known))
         if "first" not in settled:
             problems.append(f"gc: {settled}")
             self._note(point, problems)

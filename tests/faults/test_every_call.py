@@ -88,3 +88,14 @@ def test_faults_of_a_pull_and_of_a_stop(promises: Promises, busybox: str, piece:
             said = f"{piece}: {'killed at' if what == KILL else 'fails:'} {name} {describe(driver)}"
             promises.check(said, answer, (137,))
     promises.assert_kept(at_least=1 if CHOSEN else 10)
+
+
+def test_a_pull_without_a_thread(promises: Promises, busybox: str) -> None:
+    """It was no error of ours that told so."""
+    driver = promises.driver
+    for name, fault in points(promises, busybox, PYTHON, last=False, piece="pull"):
+        if name.startswith("clone3 "):
+            answer = live(driver, "pull", busybox, fault)
+            promises.check(f"pull: fails: {name}", answer, ())
+            assert "cannot fetch or load an image" in answer["message"]
+    promises.assert_kept(at_least=1)

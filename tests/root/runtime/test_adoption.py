@@ -117,6 +117,28 @@ def test_an_exit_that_nobody_saw_has_its_own_time(roots: Settings, busybox: str)
     assert finished <= seen_at_ns
 
 
+def test_an_exit_while_the_task_is_adopted(roots: Settings, busybox: str) -> None:
+    """After the exits of the gap were looked at, and before the shim said what lives."""
+    task = start(roots, definition(busybox, shell("app", "while [ ! -e /go ]; do :; done; exit 5")))
+    pid = task.state.container("app").pid
+    shim = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    kill_supervisor(roots)
+
+    def connections() -> int:
+        return Path("/proc/net/unix").read_text().count("shim.sock")
+
+    before = connections()
+    os.kill(shim, signal.SIGSTOP)
+    try:
+        ensure_supervised(roots)
+        await_that(lambda: connections() > before)  # it waits for the shim's answer
+        Path(f"/proc/{pid}/root/go").touch()
+        await_that(lambda: " Z " in Path(f"/proc/{pid}/stat").read_text())
+    finally:
+        os.kill(shim, signal.SIGCONT)
+    assert task.wait(TIMEOUT_S) == 5
+
+
 def test_health_checks_and_dependencies_go_on(roots: Settings, busybox: str) -> None:
     check = {"command": ["CMD-SHELL", "test -e /ready"], "interval": 5, "retries": 3}
     web = shell("web", "while [ ! -e /go ]; do sleep 0.1; done; touch /ready; sleep 300",

@@ -121,9 +121,11 @@ class Holding(ListDriver):
     def __init__(self, *failures: Exception) -> None:
         super().__init__(*failures)
         self.held: list[Message] = []
+        self.has_read = threading.Event()
 
     def shape(self, record: LogRecord) -> list[Message]:
         out, self.held = self.held, [Message(record.at_ns, record.text)]
+        self.has_read.set()
         return out
 
     def flush(self) -> list[Message]:
@@ -213,6 +215,7 @@ def test_what_a_driver_keeps_back_is_not_sent(tmp_path: Path, shipper: Shipper) 
     driver, places = Holding(), Places()
     shipment = followed(path, driver, places)
     shipper.add(shipment)
+    assert driver.has_read.wait(10)  # by itself: a place is that of the read that it came with
     sizes = [path.stat().st_size]
     for text in "bc":
         write(path, text)
