@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 import time
 
@@ -23,6 +24,8 @@ FACTOR = 20
 
 def main() -> int:
     """Parses the command line and carries it out; the exit code."""
+    # As an exception, so that the guest and its scratch files go.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     parser = argparse.ArgumentParser(prog="python -m vagrant", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     test = commands.add_parser("test", help="run the tests marked vm in a guest")

@@ -119,7 +119,11 @@ def _watch(arguments: list[str], timeout_s: float, environment: dict[str, str]) 
     """Shows the console until the machine is off; why it was ended by us, None if it was not."""
     give_up_at = time.monotonic() + timeout_s
     process = subprocess.Popen(
-        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=os.environ | environment
+        # It ends with us, however we end.
+        ["setpriv", "--pdeathsig", "KILL", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=os.environ | environment,
     )
     assert process.stdout is not None
     recent = b""
