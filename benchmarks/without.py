@@ -115,9 +115,9 @@ def table(rows: list[Row], rounds: int) -> str:
         f"`python -m benchmarks.without {rounds}`, {host['kernel']}, {host['cpu']}, load "
         f"{host['load']}; {p50([row.value for row in rows if 'CPU' in row.name]):.1f} ms of CPU "
         f"and {p50([row.value for row in rows if 'wall' in row.name]):.1f} ms until RUNNING with "
-        f"all defences, medians of {rounds}.",
+        f'all defences, medians of {rounds}. "Less" is the difference of medians.',
         "",
-        "| Taken away | CPU, ms less in a round | with 95 % | wall, ms less | with 95 % |",
+        "| Taken away | CPU, ms less | in a round, 95 % | wall, ms less | in a round, 95 % |",
         "|---|--:|--:|--:|--:|",
     ]
     half = len(rows) // 2

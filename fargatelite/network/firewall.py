@@ -109,14 +109,14 @@ def admit(task: Admission, interfaces: Sequence[str]) -> Opening:
     Raises: NetworkFailed, also when a published address and port is another task's; HostUnsupported
     for a bandwidth that this kernel cannot bound.
     """
-    slot, publish, groups = task.slot, task.publish, task.groups
+    slot = task.slot
     wanted = task.elements()
     closed = [name for name in interfaces if _read_forwarding(name) == "0"]
     wanted += [Element(name="opened", key=(name,)) for name in closed]
     with _locked() as context:
         chains = _list_chains(context)
         commands = [] if chains.issuperset(rules.BASE_CHAINS) else rules.base_rules(slot.gateway)
-        for group in groups:
+        for group in task.groups:
             for chain, needed in rules.group_rules(group).items():
                 commands += [] if chain in chains else needed
         if task.network_mbit and f"send_{task.network_mbit}" not in chains:
