@@ -74,7 +74,9 @@ def measure_round(slot: Slot, parts: dict[str, list[float]]) -> None:
         parts["  link"].append(timed_us(lambda: rtnetlink.connect_link(slot, namespace, 1500)))
         parts["  link removed"].append(timed_us(lambda: rtnetlink.remove_link(slot.host_interface)))
         parts["  routes read"].append(timed_us(rtnetlink.read_host_routes))
-        parts["  firewall admit"].append(timed_us(lambda: firewall.admit(slot, ())))
+        parts["  firewall admit"].append(
+            timed_us(lambda: firewall.admit(firewall.Admission(slot=slot), ()))
+        )
         parts["  firewall expel"].append(timed_us(lambda: firewall.expel(slot)))
         parts["  thread into namespace"].append(
             timed_us(lambda: run_in_namespace(namespace, lambda: None))

@@ -16,7 +16,7 @@ from benchmarks.report import describe_machine, p50, p99
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = RESULTS / "schema.json"
-SCHEMED = ("launch", "cli", "pull", "inside", "density", "meter")
+SCHEMED = ("launch", "cli", "pull", "inside", "density", "meter", "defences")
 """The files that it describes."""
 
 PEERS = {

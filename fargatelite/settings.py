@@ -17,6 +17,7 @@ configuration file, defaults. The file is TOML: `$FARGATELITE_CONFIG`, else
     log_max_files = 3                    # kept of each container's log, at least 2
     storage_backend = "auto"             # or quota, loop; unlimited: ephemeralStorage is no limit
     prepared_sandboxes = 0               # sandboxes that a process keeps ready for its next tasks
+    task_network_mbit = 0                # what a task may send, and receive; 0: no bound
     meter_slow_every_s = 20              # pace of memory.stat, block I/O, network; 0: never
     meter_sync_every_s = 30              # what of a ledger a power cut may take; 0: the kernel's
     meter_raw_days = 7                   # samples are kept, then their sums by minute and hour
@@ -100,6 +101,7 @@ Weakness = Literal[
     "built-in filter",
     "core dumps",
     "state directories",
+    "connection tracking",
     "cpu side channels",
 ]
 
@@ -209,6 +211,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     storage_backend: Literal["auto", "quota", "loop", "unlimited"] = "auto"
     prepared_sandboxes: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
     """How many sandboxes a process that runs tasks keeps ready for the next ones."""
+    task_network_mbit: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
+    """What each task may send, and as much receive, in 10^6 bits a second; 0: no bound."""
     meter_slow_every_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 20
     meter_sync_every_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 30
     meter_raw_days: Annotated[int, msgspec.Meta(ge=0)] = 7

@@ -30,6 +30,7 @@ def connect(
     *,
     publish: Sequence[PortPublication] = (),
     groups: Sequence[SecurityGroup] = (),
+    network_mbit: int = 0,
 ) -> None:
     """Gives the namespace behind `netns_fd` the slot's interface, routes and firewall entries.
 
@@ -40,7 +41,7 @@ def connect(
 
     routes = rtnetlink.read_host_routes()
     try:
-        readmit(slot, publish, groups, routes.interfaces)
+        readmit(slot, publish, groups, routes.interfaces, network_mbit=network_mbit)
         rtnetlink.connect_link(slot, netns_fd, routes.mtu_bytes)
     except BaseException as error:
         try:
@@ -55,16 +56,20 @@ def readmit(
     publish: Sequence[PortPublication] = (),
     groups: Sequence[SecurityGroup] = (),
     interfaces: Sequence[str] | None = None,
+    *,
+    network_mbit: int = 0,
 ) -> None:
     """Puts the task into the firewall and keeps it there as long as this process has it; also a
-    task whose former supervisor did. Raises: NetworkFailed; HostUnsupported."""
+    task whose former supervisor did. `network_mbit` bounds what it sends and receives, 0 does not.
+    Raises: NetworkFailed; HostUnsupported."""
     from fargatelite.network import firewall, guard, rtnetlink
 
     if interfaces is None:
         interfaces = rtnetlink.read_host_routes().interfaces
-    opening = firewall.admit(slot, interfaces, publish, groups)
-    task = firewall.Admission(slot=slot, publish=tuple(publish), groups=tuple(groups))
-    guard.guard(task, opening)
+    task = firewall.Admission(
+        slot=slot, publish=tuple(publish), groups=tuple(groups), network_mbit=network_mbit
+    )
+    guard.guard(task, firewall.admit(task, interfaces))
 
 
 def connect_loopback(netns_fd: int) -> None:

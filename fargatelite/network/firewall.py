@@ -35,7 +35,7 @@ from typing import Any
 import msgspec
 
 from fargatelite.errors import HostUnsupported, NetworkFailed
-from fargatelite.network import rules
+from fargatelite.network import bandwidth, rules
 from fargatelite.network.nft import open_context
 from fargatelite.network.rules import TABLE, Element, Snapshot
 from fargatelite.network.slot import PortPublication, Slot
@@ -46,6 +46,8 @@ __all__ = [
     "Admission",
     "Opening",
     "admit",
+    "can_bound_bandwidth",
+    "can_bound_connections",
     "expel",
     "is_in_force",
     "list_admitted",
@@ -59,10 +61,15 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     slot: Slot
     publish: tuple[PortPublication, ...] = ()
     groups: tuple[SecurityGroup, ...] = ()
+    network_mbit: int = 0
+    """What it may send and receive; 0: no bound."""
 
     def elements(self) -> list[Element]:
         """All that it adds to the sets."""
-        return rules.elements_of(self.slot, self.publish, self.groups)
+        return [
+            *rules.elements_of(self.slot, self.publish, self.groups),
+            *bandwidth.bandwidth_elements(self.slot.address, self.network_mbit),
+        ]
 
 
 class Opening(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,25 +103,24 @@ def _context_for(namespace: int) -> Any:
     return _kept[1]
 
 
-def admit(
-    slot: Slot,
-    interfaces: Sequence[str],
-    publish: Sequence[PortPublication] = (),
-    groups: Sequence[SecurityGroup] = (),
-) -> Opening:
+def admit(task: Admission, interfaces: Sequence[str]) -> Opening:
     """Lets the task's traffic through, and opens `interfaces` to its answers; may be repeated.
 
-    Raises: NetworkFailed, also when a published address and port is another task's.
+    Raises: NetworkFailed, also when a published address and port is another task's; HostUnsupported
+    for a bandwidth that this kernel cannot bound.
     """
-    wanted = Admission(slot=slot, publish=tuple(publish), groups=tuple(groups)).elements()
+    slot = task.slot
+    wanted = task.elements()
     closed = [name for name in interfaces if _read_forwarding(name) == "0"]
     wanted += [Element(name="opened", key=(name,)) for name in closed]
     with _locked() as context:
         chains = _list_chains(context)
         commands = [] if chains.issuperset(rules.BASE_CHAINS) else rules.base_rules(slot.gateway)
-        for group in groups:
+        for group in task.groups:
             for chain, needed in rules.group_rules(group).items():
                 commands += [] if chain in chains else needed
+        if task.network_mbit and f"send_{task.network_mbit}" not in chains:
+            _bound_bandwidth(context, task.network_mbit)
         commands += [f"add element {TABLE} {item.text()}" for item in wanted]
         code, _, error = context.cmd("\n".join(commands))
         if code != 0 and _NO_NFTABLES in error:
@@ -155,6 +161,35 @@ def _refused_admission(
     return NetworkFailed(
         f"cannot set the firewall up for {slot.host_interface}: {error.strip()}", path=TABLE
     )
+
+
+def _bound_bandwidth(context: Any, mbit: int) -> None:
+    """Apart from the base rules, so that a kernel without `limit` says so by itself."""
+    commands = [f"add table {TABLE}", *bandwidth.bandwidth_rules(mbit)]
+    code, _, error = context.cmd("\n".join(commands))
+    if code != 0:
+        raise HostUnsupported(
+            f"cannot bound the bandwidth of a task (nft: {error.strip()}): load the module "
+            "nft_limit (CONFIG_NFT_LIMIT, Linux 5.7), or set task_network_mbit = 0"
+        )
+
+
+def can_bound_connections() -> bool:
+    """Whether this kernel can count a task's connections; nothing is changed."""
+    return _would_take(rules.count_rules(_CONNECTIONS))
+
+
+def can_bound_bandwidth() -> bool:
+    """Whether this kernel can bound what a task sends and receives; nothing is changed."""
+    return _would_take(bandwidth.bandwidth_rules(1))
+
+
+def _would_take(commands: Sequence[str]) -> bool:
+    """One transaction, whose last command removes what the others made: no packet meets it."""
+    tried = f"{TABLE}_try{os.getpid()}"
+    text = "\n".join(command.replace(TABLE, tried) for command in commands)
+    code, _, _ = open_context().cmd(f"add table {tried}\n{text}\ndelete table {tried}")
+    return int(code) == 0
 
 
 _can_count = True
@@ -207,6 +242,10 @@ def restore(tasks: Sequence[Admission], opened: set[str]) -> list[str]:
             for group in groups:
                 for needed in rules.group_rules(group).values():
                     commands += needed
+        for mbit in sorted({task.network_mbit for task in tasks} - {0}):
+            if bandwidth.lacks_bandwidth(found, mbit):
+                missing.append("bandwidth")
+                commands += bandwidth.bandwidth_rules(mbit)
         for task in tasks:
             lost = [item for item in task.elements() if item not in found.elements]
             if lost:
@@ -235,7 +274,8 @@ def expel(slot: Slot, known: Admission | None = None) -> None:
 
     Raises: NetworkFailed.
     """
-    own = [] if known is None else known.elements()
+    # A bandwidth's buckets are the kernel's own elements, there when something was sent.
+    own = [] if known is None or known.network_mbit else known.elements()
     with _locked() as context:
         if own and _has_others(context, slot):
             # The table may be large, and to list it costs ten times this.

@@ -31,10 +31,12 @@ from fargatelite.security_groups import MAX_GROUPS, Permission, SecurityGroup
 
 __all__ = [
     "BASE_CHAINS",
+    "OURS",
     "TABLE",
     "Element",
     "Snapshot",
     "base_rules",
+    "chain_commands",
     "count_rules",
     "elements_of",
     "group_chains",
@@ -48,7 +50,7 @@ COMMENT = "fargatelite"
 
 _COUNTED = "counted"
 """The chain that bounds each task's connections, and, with this name, its set of counters."""
-_OURS = f'"{INTERFACE_PREFIX}*"'
+OURS = f'"{INTERFACE_PREFIX}*"'
 _PUBLISHED = "inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service"
 _TO_PUBLISHED = "dnat ip to meta l4proto . ip daddr . th dport map @published"
 _LINK_LOCAL = "169.254.0.0/16"
@@ -85,7 +87,7 @@ _CHAINS: dict[str, tuple[str, tuple[str, ...]]] = {
     "arriving": (
         "type filter hook prerouting priority raw; policy accept;",
         (
-            f"iifname != {_OURS} return",
+            f"iifname != {OURS} return",
             "meta nfproto != ipv4 drop",
             "iifname . ip saddr != @tasks drop",
             "ip daddr 127.0.0.0/8 drop",
@@ -94,7 +96,7 @@ _CHAINS: dict[str, tuple[str, tuple[str, ...]]] = {
     "input": (
         "type filter hook input priority filter; policy accept;",
         (
-            f"iifname != {_OURS} return",
+            f"iifname != {OURS} return",
             "ct state established,related accept",
             "ip daddr %(gateway)s icmp type echo-request accept",
             "ip saddr @grouped goto group_named",
@@ -104,10 +106,10 @@ _CHAINS: dict[str, tuple[str, tuple[str, ...]]] = {
     "egress": (
         "type filter hook forward priority filter - 1; policy accept;",
         (
-            f"iifname != {_OURS} return",
+            f"iifname != {OURS} return",
             # Before the connections that exist: one that was made while the rules were gone ends.
-            f"oifname {_OURS} ip saddr != @grouped drop",
-            f"oifname {_OURS} ip daddr != @grouped drop",
+            f"oifname {OURS} ip saddr != @grouped drop",
+            f"oifname {OURS} ip daddr != @grouped drop",
             f"ip daddr {_LINK_LOCAL} ip saddr != @grouped drop",
             "ct state established,related accept",
             "ip saddr @grouped goto group_egress",
@@ -116,25 +118,25 @@ _CHAINS: dict[str, tuple[str, tuple[str, ...]]] = {
     "forward": (
         "type filter hook forward priority filter; policy accept;",
         (
-            f"iifname {_OURS} oifname != {_OURS} accept",
-            f"oifname {_OURS} ct state established,related accept",
-            f"oifname {_OURS} ip daddr @grouped goto group_ingress",
-            f"oifname {_OURS} iifname {_OURS} drop",
-            f"oifname {_OURS} ct status dnat accept",
-            f"oifname {_OURS} drop",
+            f"iifname {OURS} oifname != {OURS} accept",
+            f"oifname {OURS} ct state established,related accept",
+            f"oifname {OURS} ip daddr @grouped goto group_ingress",
+            f"oifname {OURS} iifname {OURS} drop",
+            f"oifname {OURS} ct status dnat accept",
+            f"oifname {OURS} drop",
             "iifname @opened drop",
         ),
     ),
     "translate": (
         "type nat hook prerouting priority dstnat; policy accept;",
-        (f"iifname != {_OURS} {_TO_PUBLISHED}",),
+        (f"iifname != {OURS} {_TO_PUBLISHED}",),
     ),
     "translate_local": ("type nat hook output priority -100; policy accept;", (_TO_PUBLISHED,)),
     "leaving": (
         "type nat hook postrouting priority srcnat; policy accept;",
         (
-            f"oifname {_OURS} ip saddr 127.0.0.0/8 masquerade",
-            f"iifname {_OURS} oifname != {_OURS} masquerade",
+            f"oifname {OURS} ip saddr 127.0.0.0/8 masquerade",
+            f"iifname {OURS} oifname != {OURS} masquerade",
         ),
     ),
 }
@@ -157,7 +159,7 @@ class Element(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name} {{ {key}{value} }}"
 
 
-def _chain(name: str, rules: Sequence[str], hook: str = "") -> list[str]:
+def chain_commands(name: str, rules: Sequence[str], hook: str = "") -> list[str]:
     """Made, or brought back to what it was."""
     return [
         f"add chain {TABLE} {name}" + (f" {{ {hook} }}" if hook else ""),
@@ -173,7 +175,7 @@ def base_rules(gateway: str) -> list[str]:
         kind, rest = item.split(" ", 1)
         commands.append(f"add {kind} {TABLE} {rest}")
     for name, (hook, rules) in _CHAINS.items():
-        commands += _chain(name, [rule % {"gateway": gateway} for rule in rules], hook)
+        commands += chain_commands(name, [rule % {"gateway": gateway} for rule in rules], hook)
     return commands
 
 
@@ -184,9 +186,9 @@ def count_rules(connections: int) -> list[str]:
     counter = f"@connections {{ ip saddr ct count over {connections} }}"
     return [
         f"add set {TABLE} connections {{ type ipv4_addr; size 65535; flags dynamic; }}",
-        *_chain(
+        *chain_commands(
             _COUNTED,
-            (f"iifname != {_OURS} return", f"ct state new add {counter} drop"),
+            (f"iifname != {OURS} return", f"ct state new add {counter} drop"),
             "type filter hook prerouting priority mangle; policy accept;",
         ),
     ]
@@ -256,7 +258,7 @@ def group_rules(group: SecurityGroup) -> dict[str, list[str]]:
         for group_id in sorted({group.group_id, *referred})
     ]
     chains = {
-        name: _chain(name, rules)
+        name: chain_commands(name, rules)
         for stage, rules in group_chains(group).items()
         for name in [_chain_name(stage, rules)]
     }

@@ -317,7 +317,22 @@ def _try_nftables(scratch: Path) -> str:
     code, _, error = nftables.Nftables().cmd("list tables")
     if code:
         raise OSError(error.strip() or "tables cannot be listed")
-    return "tables can be listed"
+    from fargatelite.network import firewall
+
+    lacks = [
+        words
+        for words, can in (
+            ("connections (nft_connlimit)", firewall.can_bound_connections()),
+            ("bandwidth (nft_limit)", firewall.can_bound_bandwidth()),
+        )
+        if not can
+    ]
+    if lacks:
+        return f"{_UNBOUNDED}{' and '.join(lacks)} of a task"
+    return "tables can be listed; connections and bandwidth of a task can be bounded"
+
+
+_UNBOUNDED = "tables can be listed, but not bounded: "
 
 
 _LOOP_COST = (
@@ -377,6 +392,10 @@ def _run_try(name: str, directory: Path) -> CheckResult:
     if name == "image mounts" and "from files" not in said:
         cost = _LOOP_COST if "loop" in said else _DIRECTORY_COST
         return _result(name, False, said, _TRIES[name][1], DEGRADED, cost)
+    if name == "nftables" and said.startswith(_UNBOUNDED):
+        remedy = "load the modules, or use a kernel with CONFIG_NFT_CONNLIMIT and CONFIG_NFT_LIMIT"
+        cost = "one task can fill the host's connection tracking, or its network"
+        return _result(name, False, said, remedy, DEGRADED, cost)
     return _result(name, True, said, "")
 
 

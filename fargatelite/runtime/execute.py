@@ -176,6 +176,7 @@ class SupervisedTask:
             groups=self._request.groups,
             trace=self._request.trace,
             seccomp=self._request.seccomp,
+            network_mbit=self._request.network_mbit,
             credentials_id=self._work.credentials_id,
             phases=tuple(self.timeline.phases),
             leftovers=tuple(self._work.leftovers),

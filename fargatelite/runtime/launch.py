@@ -187,6 +187,7 @@ def provision(
     address: str | None = None,
     sandbox: Launched | None = None,
     groups: tuple[SecurityGroup, ...] = (),
+    network_mbit: int = 0,
 ) -> Launched:
     """Slot, groups, shim with its namespaces, storage, network, generated files, endpoint.
 
@@ -207,17 +208,17 @@ def provision(
             sandbox = make_sandbox(
                 settings, run, timeline, limits=limits, network_mode=definition.network_mode,
                 storage_gib=definition.ephemeral_storage_gib, publish=publish, address=address,
-                groups=groups, meanwhile=fit,
+                groups=groups, network_mbit=network_mbit, meanwhile=fit,
             )  # fmt: skip
             _bound_unwritten(settings, run, limits)
             return sandbox
         with timeline.phase("task cgroup"):
             detect_driver().create(names.cgroup_path(run.task_id), limits)
-        if publish or groups:
+        if publish or groups or network_mbit:
             from fargatelite.network import connect
 
             with timeline.phase("publish"):
-                connect.readmit(sandbox.slot, publish, groups)
+                connect.readmit(sandbox.slot, publish, groups, network_mbit=network_mbit)
         fit(sandbox)
         _bound_unwritten(settings, run, limits)
     except BaseException:
@@ -238,6 +239,7 @@ def make_sandbox(
     publish: tuple[PortPublication, ...] = (),
     address: str | None = None,
     groups: tuple[SecurityGroup, ...] = (),
+    network_mbit: int = 0,
     meanwhile: Callable[[Launched], None] | None = None,
 ) -> Launched:
     """Slot, shim with its namespaces, storage, task group, network, the endpoint's socket: what
@@ -283,7 +285,10 @@ def make_sandbox(
                 if network_mode == "none":
                     connect.connect_loopback(ready.network_namespace)
                 elif network_mode != "host":
-                    connect.connect(slot, ready.network_namespace, publish=publish, groups=groups)
+                    connect.connect(
+                        slot, ready.network_namespace, publish=publish, groups=groups,
+                        network_mbit=network_mbit,
+                    )  # fmt: skip
             if network_mode not in ("host", "none"):
                 with timeline.phase("metadata socket"):
                     launched.open_endpoint()

@@ -52,6 +52,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     groups: tuple[SecurityGroup, ...] = ()
     trace: bool = False
     seccomp: SeccompProfile | None = None
+    network_mbit: int = 0
     credentials_id: str | None = None
     """What containers were told; nobody but this host's root reads it here."""
     phases: tuple[Phase, ...] = ()

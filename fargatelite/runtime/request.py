@@ -65,6 +65,7 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True):
     trace: bool = False
     wait_for_capacity_s: float = 0
     seccomp: SeccompProfile | None = None
+    network_mbit: int = 0
 
 
 def parse_publication(text: str) -> PortPublication:
@@ -187,6 +188,7 @@ def prepare_request(
         trace=trace,
         wait_for_capacity_s=wait_s,
         seccomp=seccomp,
+        network_mbit=settings.task_network_mbit,
     )
 
 
@@ -228,6 +230,7 @@ def adopt_task(
             groups=recorded.groups,
             trace=recorded.trace,
             seccomp=recorded.seccomp,
+            network_mbit=recorded.network_mbit,
         ),
         sampler=get_sampler(settings),
         timeline=Timeline(),

@@ -155,6 +155,7 @@ class TaskWork:
         self.launched = launch.provision(
             self.settings, self.run, self.definition, self._request.publish, self.timeline,
             self._fit, self._request.address, sandbox, self._request.groups,
+            self._request.network_mbit,
         )  # fmt: skip
 
     def _fit(self, launched: launch.Launched) -> None:
@@ -247,7 +248,10 @@ class TaskWork:
         if self.definition.has_own_network:
             from fargatelite.network import connect
 
-            connect.readmit(recorded.slot, self._request.publish, self._request.groups)
+            connect.readmit(
+                recorded.slot, self._request.publish, self._request.groups,
+                network_mbit=self._request.network_mbit,
+            )  # fmt: skip
         self._meter(launched)
         self._ready.set_result(None)
         if self.definition.has_own_network:

@@ -126,12 +126,19 @@ class Net:
         return slot, namespace
 
     def task(
-        self, *publish: PortPublication, groups: Sequence[SecurityGroup] = ()
+        self,
+        *publish: PortPublication,
+        groups: Sequence[SecurityGroup] = (),
+        network_mbit: int = 0,
     ) -> tuple[Slot, int]:
         """A connected task."""
         slot, namespace = self.bare_task()
         self._stack.callback(lambda: self.on_host(lambda: disconnect(slot)))
-        self.on_host(lambda: connect(slot, namespace, publish=publish, groups=groups))
+        self.on_host(
+            lambda: connect(
+                slot, namespace, publish=publish, groups=groups, network_mbit=network_mbit
+            )
+        )
         return slot, namespace
 
     def reconnect(self, slot: Slot, namespace: int, groups: Sequence[SecurityGroup]) -> None:

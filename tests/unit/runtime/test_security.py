@@ -13,7 +13,7 @@ from fargatelite.settings import BeyondFargate, Settings, Weakness
 
 GOOD = HostFacts(
     command_line=("quiet",), has_swap=False, has_swap_limit=True, core_pattern="core",
-    vulnerable=(), exposed=(),
+    vulnerable=(), exposed=(), can_count_connections=True,
 )  # fmt: skip
 STRICT = Settings()
 
@@ -53,6 +53,7 @@ def test_a_good_host_lacks_nothing_and_names_are_the_settings() -> None:
         ("privileged containers", {"allow_privileged": True}, {}, "no system-call filter"),
         ("core dumps", {}, {"core_pattern": "|/usr/share/apport/apport %p"}, "apport"),
         ("state directories", {}, {"exposed": ("/srv/fl",)}, "others can enter /srv/fl"),
+        ("connection tracking", {}, {"can_count_connections": False}, "fill the host's table"),
         ("cpu side channels", {}, {"vulnerable": ("mds: Vulnerable; no microcode",)}, "mds"),
     ],
 )
