@@ -37,7 +37,8 @@ def definition(image: str, *containers: dict[str, Any]) -> dict[str, Any]:
 
 
 def shell(name: str, script: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "entryPoint": ["/bin/sh", "-c"], "command": [script], **more}
+    command = {"entryPoint": ["/bin/sh", "-c"], "command": [script]}
+    return {"name": name, **command, "stopTimeout": 2, **more}  # a shell that is pid 1 has no TERM
 
 
 def awslogs(**options: str) -> dict[str, Any]:

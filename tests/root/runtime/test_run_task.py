@@ -42,7 +42,8 @@ def definition(image: str, *containers: dict[str, Any], **more: Any) -> dict[str
 
 
 def shell(name: str, script: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "entryPoint": ["/bin/sh", "-c"], "command": [script], **more}
+    command = {"entryPoint": ["/bin/sh", "-c"], "command": [script]}
+    return {"name": name, **command, "stopTimeout": 2, **more}  # a shell that is pid 1 has no TERM
 
 
 def text_of(task: Task, container: str) -> str:
