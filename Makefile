@@ -54,8 +54,8 @@ soak: build ## 2,000 lives in a row and 50 at a time, 10,000 looks: the table of
 	MALLOC_ARENA_MAX=1 FARGATELITE_SOAK_LIVES=2000 FARGATELITE_SOAK_LOOKS=10000 $(PY) -m pytest tests/soak -q -s
 
 .PHONY: ci
-ci: ## What CI runs (.ci/run), and ratios beside peers, which are noisy on a shared machine.
-	@.ci/run bench-guard
+ci: ## What CI runs (.ci/run), the default guest, the run through Vagrant, and ratios beside peers.
+	@.ci/run test-vm test-vagrant bench-guard
 
 GUEST ?= default
 .PHONY: test-vm
