@@ -26,7 +26,7 @@ def test_a_container_reads_its_metadata(settings: Settings, busybox: str) -> Non
     # It may run before its supervisor has heard of that.
     script = (
         "get() { wget -q -O - $1; echo; }; u=$ECS_CONTAINER_METADATA_URI_V4;"
-        " until get $u | grep -q '\"KnownStatus\": *\"RUNNING\"'; do usleep 20000; done;"
+        ' until get $u | grep -q \'"KnownStatus": *"RUNNING"\'; do usleep 20000; done;'
         " get $u; get $u/task; get $u/stats; get $u/task/stats; get $ECS_CONTAINER_METADATA_URI"
     )
     document = definition(
